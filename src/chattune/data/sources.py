@@ -1,0 +1,266 @@
+"""Where rows come from: a file, a folder of files, the Hub, or the embedded conversations."""
+
+import csv
+import gzip
+import hashlib
+import io
+import itertools
+import json
+import random
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from chattune.base import STARTER, quiet_hub, starter_folder
+from chattune.errors import DataError
+from chattune.recipe import DataRecipe
+
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+MAX_LINE = 32 << 20  # a longer line is no conversation; it is refused without being read whole
+MAX_JSON = 512 << 20  # a JSON array has to be read whole
+STARTER_CONVERSATIONS = "conversations.jsonl"
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_SHUFFLE_BUFFER = 10_000
+
+Fields = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One record with the place it stands, or why it cannot be read."""
+
+    where: str
+    fields: Fields
+    problem: str | None = None
+
+
+def read_rows(recipe: DataRecipe, seed: int) -> Iterator[Row]:
+    """Rows of the recipe's source, or a seeded sample of `recipe.rows` of them.
+
+    A sample needs memory for its own rows only. Raises DataError for a source that is missing,
+    empty or of no known kind; a row that cannot be read is yielded with its problem.
+    """
+    if _is_hub_id(recipe.source):
+        rows = _hub_rows(recipe, seed)
+    else:
+        rows = itertools.chain.from_iterable(_file_rows(f) for f in local_files(recipe.source))
+        if recipe.rows is not None:
+            rows = iter(_sample(rows, recipe.rows, seed))
+    first = next(rows, None)
+    if first is None:
+        raise DataError(f"{recipe.source}: empty, it holds no rows")
+    return itertools.chain([first], rows)
+
+
+def local_files(source: str) -> list[Path]:
+    """Files behind a local source, in the order they are read."""
+    path = starter_folder() / STARTER_CONVERSATIONS if source == STARTER else Path(source)
+    if path.is_dir():
+        files = sorted(f for f in path.rglob("*") if f.is_file() and _suffix(f) in SUFFIXES)
+        if not files:
+            raise DataError(f"{source}: holds no {', '.join(SUFFIXES)} file (or .gz of these)")
+        return files
+    if not path.exists():
+        raise DataError(f"{source}: no such file or folder, and not a Hub id such as org/data")
+    if _suffix(path) not in SUFFIXES:
+        raise DataError(f"{source}: unknown kind of file; known: {', '.join(SUFFIXES)}, .gz")
+    return [path]
+
+
+def fingerprint(recipe: DataRecipe) -> str | None:
+    """A hash of the source's content, or None where it cannot be told (Hub unreachable)."""
+    if _is_hub_id(recipe.source):
+        import huggingface_hub
+
+        try:
+            return str(huggingface_hub.HfApi().dataset_info(recipe.source, timeout=10).sha)
+        except Exception:  # offline, or no such data set: reading it will say which
+            return None
+    digest = hashlib.sha256()
+    for path in local_files(recipe.source):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _is_hub_id(source: str) -> bool:
+    return (
+        source != STARTER
+        and not Path(source).exists()
+        and not source.endswith((*SUFFIXES, ".gz"))
+        and _HUB_ID.fullmatch(source) is not None
+        and not source.startswith(".")
+    )
+
+
+def _sample(rows: Iterator[Row], wanted: int, seed: int) -> list[Row]:
+    """A uniform sample in one pass (Vitter's Algorithm R, 1985), in the order read."""
+    rng = random.Random(seed)
+    chosen: list[tuple[int, Row]] = []
+    for i, row in enumerate(rows):
+        if i < wanted:
+            chosen.append((i, row))
+        elif (j := rng.randrange(i + 1)) < wanted:
+            chosen[j] = (i, row)
+    return [row for _, row in sorted(chosen, key=lambda pair: pair[0])]
+
+
+def _hub_rows(recipe: DataRecipe, seed: int) -> Iterator[Row]:
+    """Rows through `datasets`: whole and memory-mapped, or streamed where a sample is enough.
+
+    A streamed sample shuffles the files' row groups, then rows within a buffer: close to uniform,
+    and only what is sampled comes down.
+    """
+    import datasets
+    from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+
+    sampled = recipe.rows is not None
+    try:
+        with quiet_hub():
+            data = datasets.load_dataset(recipe.source, split=recipe.split, streaming=sampled)
+            if sampled:
+                data = data.reshard().shuffle(seed=seed, buffer_size=_SHUFFLE_BUFFER)
+                data = data.take(recipe.rows)
+            for i, fields in enumerate(data):
+                yield Row(f"{recipe.source}: row {i + 1}", dict(fields))
+    except DatasetNotFoundError as error:
+        raise DataError(
+            f"{recipe.source}: no such data set on the Hub (or it is private: hf auth login), "
+            "and no such file"
+        ) from error
+    except (DatasetGenerationError, ConnectionError, OSError, ValueError) as error:
+        cause = error.__cause__ or error
+        reason = str(cause).strip().splitlines()[0][:200] if str(cause).strip() else repr(cause)
+        raise DataError(
+            f"{recipe.source}: cannot be read from the Hub ({reason}); give a local file instead, "
+            "or try again where there is a network"
+        ) from error
+
+
+def _suffix(path: Path) -> str:
+    return Path(path.name.lower().removesuffix(".gz")).suffix
+
+
+def _file_rows(path: Path) -> Iterator[Row]:
+    suffix = _suffix(path)
+    try:
+        if suffix == ".parquet":
+            yield from _parquet_rows(path)
+        elif suffix in (".csv", ".tsv"):
+            yield from _csv_rows(path, "," if suffix == ".csv" else "\t")
+        elif suffix == ".json" and _starts_with_bracket(path):
+            yield from _json_rows(path)
+        else:
+            yield from _jsonl_rows(path)
+    except (OSError, EOFError) as error:  # gzip raises both for a damaged archive
+        raise DataError(f"{path}: cannot be read ({error})") from error
+
+
+def _open(path: Path) -> BinaryIO:
+    opened: Any = gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb")
+    return opened  # type: ignore[no-any-return]  # gzip's file type is not a BinaryIO
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Numbered lines of bytes, without a byte-order mark; a monstrous one is refused half-read."""
+    with _open(path) as file:
+        for number in itertools.count(1):
+            line = file.readline(MAX_LINE + 1)
+            if not line:
+                return
+            if len(line) > MAX_LINE:
+                raise DataError(
+                    f"{path}:{number}: a line of over {MAX_LINE >> 20} MB; is it JSON Lines, one "
+                    "record a line?"
+                )
+            yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+
+
+def _jsonl_rows(path: Path) -> Iterator[Row]:
+    for number, line in _lines(path):
+        if line.strip():
+            where = f"{path}:{number}"
+            try:
+                yield _row(where, json.loads(line.decode("utf-8")))
+            except UnicodeDecodeError as error:
+                yield Row(where, {}, f"invalid UTF-8 at byte {error.start + 1} of the line")
+            except json.JSONDecodeError as error:
+                yield Row(where, {}, f"broken JSON ({error.msg} at column {error.colno})")
+            except RecursionError:
+                yield Row(where, {}, "JSON nested too deeply")
+
+
+def _json_rows(path: Path) -> Iterator[Row]:
+    with _open(path) as file:
+        content = file.read(MAX_JSON + 1)
+    if len(content) > MAX_JSON:
+        raise DataError(f"{path}: a JSON array of over {MAX_JSON >> 20} MB; convert it to .jsonl")
+    try:
+        records = json.loads(content.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{path}:{line}: invalid UTF-8; save the file as UTF-8") from error
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{path}:{error.lineno}: broken JSON ({error.msg} at column {error.colno})"
+        ) from error
+    for i, record in enumerate(records, 1):
+        yield _row(f"{path}: record {i}", record)
+
+
+def _starts_with_bracket(path: Path) -> bool:
+    with _open(path) as file:
+        return file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
+
+
+def _csv_rows(path: Path, delimiter: str) -> Iterator[Row]:
+    def text() -> Iterator[str]:
+        for number, line in _lines(path):
+            try:
+                yield line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"{path}:{number}: invalid UTF-8 at byte {error.start + 1}; save it as UTF-8"
+                ) from error
+
+    csv.field_size_limit(min(sys.maxsize, MAX_LINE))
+    reader = csv.DictReader(text(), delimiter=delimiter, strict=True)
+    while True:
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise DataError(f"{path}:{reader.line_num}: broken CSV ({error})") from error
+        where = f"{path}:{reader.line_num}"
+        if None in fields or None in fields.values():
+            yield Row(where, {}, f"not {len(reader.fieldnames or [])} columns as in the first line")
+        else:
+            yield Row(where, fields)
+
+
+def _parquet_rows(path: Path) -> Iterator[Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    source: Any = path
+    if path.name.lower().endswith(".gz"):
+        with _open(path) as file:
+            source = io.BytesIO(file.read())
+    number = 0
+    try:
+        for batch in pyarrow.parquet.ParquetFile(source).iter_batches(batch_size=1000):
+            for fields in batch.to_pylist():
+                number += 1
+                yield Row(f"{path}: row {number}", fields)
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{path}: damaged Parquet after row {number} ({error})") from error
+
+
+def _row(where: str, record: Any) -> Row:
+    if isinstance(record, dict):
+        return Row(where, record)
+    return Row(where, {}, f"expected an object with named fields, not {type(record).__name__}")

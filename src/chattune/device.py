@@ -1,0 +1,105 @@
+"""What this machine is: device, dtype, threads, memory, and why each was chosen."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where a model runs.
+
+    `bf16` says whether matrix products run under bf16 autocast in training; weights and
+    optimiser stay in fp32. `memory` is in bytes: of the accelerator, or else of the machine.
+    """
+
+    kind: str
+    name: str
+    bf16: bool
+    threads: int
+    memory: int
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def torch(self) -> "torch.device":
+        """The torch device."""
+        import torch
+
+        return torch.device(self.kind)
+
+
+def find_device() -> Device:
+    """CUDA, Apple MPS or the CPU, whichever is there, in that order."""
+    import torch
+
+    threads = torch.get_num_threads()
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        why = "the GPU multiplies bf16 natively" if bf16 else "the GPU has no bf16 units"
+        return Device(
+            "cuda", properties.name, bf16, threads, properties.total_memory, {"bf16": why}
+        )
+    if torch.backends.mps.is_available():
+        why = "fp32 on MPS: its bf16 autocast is not verified here"
+        return Device("mps", "Apple GPU", False, threads, host_memory(), {"bf16": why})
+    bf16, why = _cpu_bf16()
+    return Device("cpu", _cpu_name(), bf16, threads, host_memory(), {"bf16": why})
+
+
+def host_memory() -> int:
+    """Bytes of memory this process may use: the machine's, or its container's limit."""
+    import psutil
+
+    total = int(psutil.virtual_memory().total)
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            total = min(total, int(Path(limit).read_text()))
+        except (OSError, ValueError):  # not Linux, or "max"
+            continue
+    return total
+
+
+def matmul_rate(bf16: bool, size: int = 1024, seconds: float = 0.3) -> float:
+    """Multiply-add rate of this machine's matrix products, in FLOP/s (measured, not looked up)."""
+    import time
+
+    import torch
+
+    device = find_device().torch
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    a = torch.randn(size, size, device=device, dtype=dtype)
+    b = torch.randn(size, size, device=device, dtype=dtype)
+    (a @ b).sum().item()
+    done, started = 0, time.perf_counter()
+    while (spent := time.perf_counter() - started) < seconds:
+        (a @ b).sum().item()
+        done += 1
+    return done * 2 * size**3 / spent
+
+
+def _cpu_bf16() -> tuple[bool, str]:
+    """Only where the CPU has instructions for it: emulated bf16 is slower than fp32."""
+    import torch
+
+    for probe, name in (("_is_amx_tile_supported", "AMX"), ("_is_avx512_bf16_supported", "AVX512")):
+        supported = getattr(torch.cpu, probe, None)
+        if supported is not None and supported():
+            return True, f"the CPU multiplies bf16 with {name}"
+    return False, "the CPU has no bf16 instructions"
+
+
+def _cpu_name() -> str:
+    import platform
+
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:  # not Linux
+        pass
+    return platform.processor() or platform.machine() or f"{os.cpu_count()} cores"

@@ -1,0 +1,51 @@
+"""Every error that chattune raises on purpose, on one screen.
+
+A `UserError` names the field or `file:line`, the value seen and the remedy, and ends the command
+line with exit code 2 and no traceback.
+"""
+
+import signal
+
+
+class ChattuneError(Exception):
+    """Something that chattune noticed going wrong; its text is meant for a person."""
+
+    exit_code = 1
+
+
+class UserError(ChattuneError):
+    """The person who called can put it right."""
+
+    exit_code = 2
+
+
+class RecipeError(UserError):
+    """A recipe, an override or a setting that cannot be followed."""
+
+
+class DataError(UserError):
+    """Rows that cannot be read, recognised or used."""
+
+
+class BaseError(UserError):
+    """A base model that is missing, damaged or refused."""
+
+
+class RunError(UserError):
+    """A run folder that is missing, unfinished, damaged or in the way."""
+
+
+class ChatError(UserError):
+    """A message that cannot be answered."""
+
+
+class VerificationError(ChattuneError):
+    """What was saved is not what was trained."""
+
+
+class Interrupted(ChattuneError):
+    """A signal ended the work after its state was saved."""
+
+    def __init__(self, message: str, signum: int = signal.SIGINT) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signum

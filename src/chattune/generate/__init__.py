@@ -1,0 +1,26 @@
+"""Engines write tokens; everything above them is the same for each.
+
+An engine is whatever has this `generate`: the reference (any transformers model), or the scripted
+one, which needs no torch.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from chattune.generate.decoding import Decoding
+
+__all__ = ["Decoding", "Engine"]
+
+
+class Engine(Protocol):
+    """Writes tokens after prompts."""
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], decoding: Decoding
+    ) -> Iterator[tuple[int, int]]:
+        """Yield (index of prompt, token id) as tokens come, the end token included.
+
+        A reply is over with an end token or after `max_new_tokens`; closing the iterator stops
+        the work.
+        """
+        ...

@@ -1,0 +1,36 @@
+"""Decoding parameters: how the next token is drawn."""
+
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from chattune.errors import ChatError
+
+
+class Decoding(BaseModel):
+    """Sampling parameters; the defaults are the study's (temperature 0.9, top-k 30, top-p 0.95).
+
+    `temperature` 0 means greedy: the likeliest token each time. `top_k` 0 and `top_p` 1 switch
+    those filters off, `repetition_penalty` 1 that one (Keskar et al. 2019).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    temperature: float = Field(0.9, ge=0, le=5, description="0 is greedy")
+    top_k: int = Field(30, ge=0, description="keep the k likeliest tokens; 0 keeps all")
+    top_p: float = Field(0.95, gt=0, le=1, description="keep the likeliest tokens of this mass")
+    max_new_tokens: int = Field(256, ge=1, description="longest reply in tokens")
+    repetition_penalty: float = Field(1.0, gt=0, le=5, description="1 is off")
+    seed: int | None = Field(None, ge=0, description="the same seed gives the same reply")
+
+    def but(self, **changes: Any) -> Self:
+        """A copy with some fields changed, checked again. Raises ChatError naming the field."""
+        try:
+            return type(self)(**{**self.model_dump(), **changes})
+        except ValidationError as error:
+            detail = error.errors()[0]
+            name = str(detail["loc"][0])
+            if detail["type"] == "extra_forbidden":
+                known = ", ".join(type(self).model_fields)
+                raise ChatError(f"{name}: no such setting; there are {known}") from error
+            raise ChatError(f"{name}: {detail['msg'].lower()}, not {detail['input']!r}") from error

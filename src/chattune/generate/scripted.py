@@ -1,0 +1,23 @@
+"""An engine that says what it was given: chat, server and page are tested without a model."""
+
+from collections.abc import Iterator, Sequence
+
+from chattune.generate.decoding import Decoding
+
+
+class ScriptedEngine:
+    """Answers the n-th prompt it sees with the n-th reply, over and over; keeps the prompts."""
+
+    def __init__(self, replies: Sequence[Sequence[int]]) -> None:
+        self._replies = replies
+        self.prompts: list[list[int]] = []
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], decoding: Decoding
+    ) -> Iterator[tuple[int, int]]:
+        """Yield (index of prompt, token id); see Engine."""
+        for index, prompt in enumerate(prompts):
+            reply = self._replies[len(self.prompts) % len(self._replies)]
+            self.prompts.append(list(prompt))
+            for token in reply[: decoding.max_new_tokens]:
+                yield index, token

@@ -1,0 +1,121 @@
+"""Load a base, alone or with a run's adapter."""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chattune.base import STARTER, Base, find_base
+from chattune.device import Device
+from chattune.errors import BaseError, RunError
+from chattune.run import Run, is_run
+from chattune.template import Template
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+__all__ = ["Loaded", "load", "load_adapted", "load_base", "shape_of"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready to write replies, with the template it was tuned on.
+
+    `positions` is the number of tokens that prompt and reply may have together.
+    """
+
+    name: str
+    model: "PreTrainedModel | PeftModel"
+    template: Template
+    positions: int
+
+
+def load(run_or_model: str | Path, device: Device) -> Loaded:
+    """Load a finished run, or any base by folder, Hub id or `starter`.
+
+    Raises RunError or BaseError for what is missing, damaged or refused.
+    """
+    name = str(run_or_model)
+    if name != STARTER and is_run(name):
+        run = Run.open(name)
+        base = find_base(run.recipe.base)
+        _refuse_other_base(run, base)
+        model = load_adapted(run.folder, base, device)
+        return Loaded(name, model, Template.load(run.folder), _positions(base))
+    base = find_base(name)
+    return Loaded(name, load_base(base, device), Template.load(base.folder), _positions(base))
+
+
+def load_base(base: Base, device: Device) -> "PreTrainedModel":
+    """The base's weights in fp32 on the device, in evaluation mode."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with _quiet():
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                base.folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+            )
+        except Exception as error:  # safetensors and transformers raise many kinds
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise BaseError(
+                f"base {base.name}: its weights cannot be loaded ({lines[0][:200]})"
+            ) from error
+    # The config describes how the weights lie on disk; peft and Trainer read this name.
+    model.name_or_path = model.config._name_or_path = base.portable_name
+    loaded: PreTrainedModel = model.to(device.torch).eval()
+    return loaded
+
+
+def load_adapted(folder: Path, base: Base, device: Device) -> "PeftModel":
+    """A base with the adapter that lies in `folder`.
+
+    Raises RunError if the adapter does not belong to this base.
+    """
+    from peft import PeftModel
+
+    with _quiet():
+        try:
+            return PeftModel.from_pretrained(load_base(base, device), folder).eval()
+        except (RuntimeError, ValueError, OSError) as error:
+            raise RunError(
+                f"run {folder}: its adapter does not fit {base.name} ({str(error)[:200]})"
+            ) from error
+
+
+def shape_of(base: Base) -> "PreTrainedModel":
+    """The base's modules without their weights (on PyTorch's meta device)."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(base.folder, trust_remote_code=False)
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    return model
+
+
+def _positions(base: Base) -> int:
+    return base.positions or 2048
+
+
+def _refuse_other_base(run: Run, base: Base) -> None:
+    expected: dict[str, Any] = run.facts["base"]
+    if base.fingerprint() != expected["fingerprint"]:
+        raise RunError(
+            f"run {run.folder}: was tuned on other weights of {base.name} than those in "
+            f"{base.folder}; its adapter would compute nonsense on these"
+        )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' bars for loading weights; errors are raised, so nothing is lost."""
+    from transformers.utils import logging as hf_logging
+
+    hf_logging.disable_progress_bar()
+    yield

@@ -1,0 +1,221 @@
+"""tune(): a recipe becomes a run folder."""
+
+import gc
+import importlib.metadata
+import logging
+import platform
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chattune import run as folders
+from chattune.base import Base, find_base
+from chattune.data import Prepared, prepare
+from chattune.device import Device, find_device
+from chattune.errors import Interrupted, RunError
+from chattune.models import load_base, shape_of
+from chattune.models.card import model_card
+from chattune.models.lora import add_lora, check_targets
+from chattune.models.verify import logits_of, verify_run
+from chattune.recipe import Recipe
+from chattune.run import Run
+from chattune.tune.checkpoint import latest_checkpoint, step_of
+from chattune.tune.estimate import Estimate, estimate
+from chattune.tune.progress import Unwatched, Watcher
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+    from chattune.tune.trainer import Result
+
+__all__ = ["Plan", "plan", "tune"]
+
+log = logging.getLogger(__name__)
+
+_SAMPLES = 4
+_SAMPLE_TOKENS = 96
+_PACKAGES = ("chattune", "torch", "transformers", "trl", "peft", "datasets", "tokenizers")
+# Of the settings that decide a step, these may differ when a run goes on.
+_MAY_CHANGE = {"steps", "epochs", "patience"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a recipe comes to on this machine, before anything is computed."""
+
+    recipe: Recipe
+    base: Base
+    device: Device
+    prepared: Prepared
+    steps: int
+    estimate: Estimate
+
+
+def plan(recipe: Recipe) -> Plan:
+    """Check everything that can be checked before step 1, and prepare the data.
+
+    Raises BaseError, DataError or RecipeError.
+    """
+    from chattune.tune.trainer import total_steps
+
+    base = find_base(recipe.base)
+    shape = shape_of(base)
+    check_targets(recipe.lora, shape)
+    prepared = prepare(recipe)
+    device = find_device()
+    steps = total_steps(recipe, len(prepared.train))
+    report = prepared.report
+    needs = estimate(
+        recipe, shape, device, steps=steps, tokens_a_row=report.tokens / report.kept
+    )
+    return Plan(recipe, base, device, prepared, steps, needs)
+
+
+def tune(
+    recipe: Recipe, output: str | Path, *, resume: bool = False, watcher: Watcher | None = None
+) -> Run:
+    """Tune the recipe's base on its conversations; the finished run lies in `output`.
+
+    With `resume` a run that was stopped goes on from its last checkpoint, and a finished one goes
+    on if the recipe now asks for more steps. Raises UserError before anything is written if the
+    recipe cannot be followed, Interrupted after a signal (the state is saved), and
+    VerificationError if what was saved is not what was trained.
+    """
+    from chattune.tune.trainer import train
+
+    folder = Path(output)
+    if resume:
+        _refuse_other_recipe(folder, recipe)
+    else:
+        folders.refuse_unusable(folder)
+    ready = plan(recipe)
+    if resume and (done := _nothing_left(folder, ready.steps)):
+        return done
+    _open_folder(folder, recipe)
+    model = add_lora(load_base(ready.base, ready.device), recipe.lora, recipe.seed)
+    result, stopped = train(
+        model,
+        ready.prepared,
+        recipe,
+        folder,
+        ready.device,
+        watcher or Unwatched(),
+        checkpointing=ready.estimate.checkpointing,
+    )
+    if stopped:
+        raise Interrupted(f"stopped after step {result.steps} of {ready.steps}; all is saved")
+    return _finish(folder, ready, model, result)
+
+
+def _finish(folder: Path, ready: Plan, model: "PeftModel", result: "Result") -> Run:
+    """Write what a run explains itself with; the manifest last, after the proof."""
+    from chattune.tune.plot import loss_plot
+    from chattune.tune.samples import sample_replies
+
+    started = time.perf_counter()
+    template = ready.prepared.template
+    model.eval()
+    model.config.use_cache = True
+    folders.write_folder(folder, model.save_pretrained)
+    folders.write_folder(folder, template.tokenizer.save_pretrained)
+    decoding = _decoding(ready)
+    folders.write_folder(folder, _generation_config(ready, decoding).save_pretrained)
+    questions = [c.messages[: c.roles.index("assistant")] for c in ready.prepared.examples]
+    replies = sample_replies(model, template, questions[:_SAMPLES], decoding)
+    folders.write_json(folder, folders.SAMPLES, replies)
+    folders.write_json(folder, folders.DATA, ready.prepared.report.to_json())
+    folders.write_bytes(folder, folders.LOSS_PLOT, loss_plot(folder))
+    probe = template.prompt(questions[0])
+    in_memory = logits_of(model, probe)
+    del model  # the fresh process needs the room
+    gc.collect()
+    difference = verify_run(folder, probe, in_memory)
+    facts = _facts(ready, result, probe, difference)
+    facts["decoding"] = decoding.model_dump(exclude={"seed"})
+    facts["finish_seconds"] = round(time.perf_counter() - started, 1)
+    folders.write_json(folder, folders.FACTS, facts)
+    folders.write_text(folder, folders.CARD, model_card(Run(folder)))
+    log.info("saved, loaded again in a fresh process: logits differ by %.1g", difference)
+    return folders.seal(folder)
+
+
+def _decoding(ready: Plan) -> Any:
+    from chattune.generate import Decoding
+
+    return Decoding(max_new_tokens=_SAMPLE_TOKENS)
+
+
+def _generation_config(ready: Plan, decoding: Any) -> Any:
+    """For other tools: generate() on the saved model then samples and stops as chattune does."""
+    from transformers import GenerationConfig
+
+    return GenerationConfig(
+        do_sample=True,
+        temperature=decoding.temperature,
+        top_k=decoding.top_k,
+        top_p=decoding.top_p,
+        eos_token_id=sorted(ready.prepared.template.end_ids),
+        bos_token_id=ready.prepared.template.tokenizer.bos_token_id,
+    )
+
+
+def _facts(ready: Plan, result: "Result", probe: list[int], difference: float) -> dict[str, Any]:
+    report = ready.prepared.report
+    return {
+        "base": {"name": ready.base.name, "fingerprint": ready.base.fingerprint()},
+        "data": {
+            key: getattr(report, key)
+            for key in ("source", "format", "train", "validation", "tokens", "supervised_tokens")
+        }
+        | {"fingerprint": report.fingerprint},
+        "device": asdict(ready.device),
+        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES}
+        | {"python": platform.python_version()},
+        "result": asdict(result),
+        "probe_ids": probe,
+        "reload_difference": difference,
+    }
+
+
+def _open_folder(folder: Path, recipe: Recipe) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        folders.unseal(folder)
+        (folder / folders.CHECKPOINTS).mkdir(exist_ok=True)
+        folders.write_text(folder, folders.RECIPE, recipe.to_yaml())
+    except OSError as error:
+        raise RunError(f"output {folder}: cannot be written to ({error.strerror})") from error
+
+
+def _refuse_other_recipe(folder: Path, recipe: Recipe) -> None:
+    """Going on with other settings would be neither run."""
+    if not (folder / folders.RECIPE).is_file():
+        raise RunError(f"--resume: {folder} holds no run to go on with; leave --resume out")
+    before, now = (
+        {**_flat(r.model_dump(exclude={"training": _MAY_CHANGE}))}
+        for r in (folders.read_recipe(folder), recipe)
+    )
+    changed = [f"{k} (was {before[k]!r}, now {now[k]!r})" for k in now if now[k] != before[k]]
+    if changed:
+        raise RunError(
+            f"--resume: the recipe differs from the one {folder} was started with: "
+            + "; ".join(changed)
+        )
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        inner = key in ("data", "lora", "training") and isinstance(value, dict)
+        flat |= _flat(value, f"{key}.") if inner else {prefix + key: value}
+    return flat
+
+
+def _nothing_left(folder: Path, steps: int) -> Run | None:
+    """The run itself, if it is finished and no more steps are asked for."""
+    last = latest_checkpoint(folder)
+    if last is None or step_of(last) < steps or not (folder / folders.MANIFEST).is_file():
+        return None
+    log.info("%s is finished: %d steps are done", folder, step_of(last))
+    return Run.open(folder)

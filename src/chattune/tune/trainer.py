@@ -1,0 +1,280 @@
+"""The training loop: TRL's SFTTrainer, and the only file that knows its names.
+
+Everything that decides the result is set here on purpose, because TRL's own defaults differ from
+what a recipe says (bf16 and gradient checkpointing on, length 1024).
+"""
+
+import json
+import logging
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+from chattune.data import Prepared
+from chattune.data.store import IGNORED
+from chattune.device import Device
+from chattune.recipe import Recipe
+from chattune.run import CHECKPOINTS, METRICS
+from chattune.tune.batches import length_groups
+from chattune.tune.checkpoint import COMPLETE, latest_checkpoint
+from chattune.tune.interrupt import Interruption
+from chattune.tune.loss import SupervisedLoss
+from chattune.tune.progress import Watcher
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+log = logging.getLogger(__name__)
+
+# HF's "constant" leaves warm-up out without a word; every schedule of ours warms up.
+_SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
+
+
+@dataclass(frozen=True)
+class Result:
+    """How the training went; losses in nats a supervised token, time in seconds."""
+
+    steps: int
+    best_step: int
+    train_loss: float
+    validation_loss: float | None
+    seconds: float
+    tokens_per_s: float
+
+
+def total_steps(recipe: Recipe, conversations: int) -> int:
+    """Optimiser steps of a recipe on so many training conversations."""
+    training = recipe.training
+    if training.steps is not None:
+        return training.steps
+    a_step = training.batch_size * training.accumulation
+    assert training.epochs is not None  # the recipe holds one of the two
+    return max(1, math.ceil(training.epochs * math.ceil(conversations / a_step)))
+
+
+def train(
+    model: "PeftModel",
+    prepared: Prepared,
+    recipe: Recipe,
+    folder: Path,
+    device: Device,
+    watcher: Watcher,
+    *,
+    checkpointing: bool,
+) -> tuple[Result, bool]:
+    """Train the adapter in place, from the last checkpoint in `folder` if there is one.
+
+    Ends with the adapter of the lowest validation loss in the model (the last one where nothing is
+    held out). Returns the result, and whether a signal stopped it early: then the last step's
+    state is in a checkpoint, and the model holds the last step's adapter.
+    """
+    steps = total_steps(recipe, len(prepared.train))
+    with Interruption() as interruption, _without_pad_token(prepared) as tokenizer:
+        journal = _Journal(folder, watcher, interruption, prepared)
+        trainer = _Trainer(
+            token_budget=recipe.training.batch_size * recipe.data.max_length,
+            model=model,
+            args=_arguments(recipe, folder, device, steps, bool(len(prepared.validation)), checkpointing),
+            train_dataset=prepared.train,
+            eval_dataset=prepared.validation if len(prepared.validation) else None,
+            processing_class=tokenizer,
+            callbacks=[journal, *_early_stopping(recipe)],
+        )
+        trainer.remove_callback(PrinterCallback)
+        last = latest_checkpoint(folder)
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
+    state = trainer.state
+    best = Path(state.best_model_checkpoint).name if state.best_model_checkpoint else None
+    result = Result(
+        steps=state.global_step,
+        best_step=int(best.rpartition("-")[2]) if best else state.global_step,
+        train_loss=journal.last_loss,
+        validation_loss=state.best_metric,
+        seconds=journal.seconds,
+        tokens_per_s=journal.tokens / journal.seconds if journal.seconds else 0.0,
+    )
+    return result, interruption.signum is not None
+
+
+def _arguments(
+    recipe: Recipe, folder: Path, device: Device, steps: int, validate: bool, checkpointing: bool
+) -> SFTConfig:
+    training = recipe.training
+    return SFTConfig(
+        output_dir=str(folder / CHECKPOINTS),
+        max_steps=steps,
+        per_device_train_batch_size=training.batch_size * training.accumulation,
+        gradient_accumulation_steps=1,  # the step is cut into passes by length instead
+        learning_rate=training.learning_rate,
+        lr_scheduler_type=_SCHEDULES[training.schedule],
+        warmup_steps=math.ceil(training.warmup_ratio * steps),
+        optim="adamw_torch",
+        max_grad_norm=1.0,
+        bf16=device.bf16,
+        use_cpu=device.kind == "cpu",
+        gradient_checkpointing=checkpointing,
+        max_length=None,  # prepare() has fitted every row
+        dataset_kwargs={"skip_prepare_dataset": True},
+        pad_to_multiple_of=None,
+        seed=recipe.seed,
+        data_seed=recipe.seed,
+        logging_strategy="steps",
+        logging_steps=1,
+        logging_nan_inf_filter=False,  # a NaN loss must be seen
+        eval_strategy="steps" if validate else "no",
+        eval_steps=training.evaluate_every,
+        save_strategy="steps",
+        save_steps=training.evaluate_every,
+        save_total_limit=2,
+        load_best_model_at_end=validate,
+        metric_for_best_model="eval_loss" if validate else None,
+        greater_is_better=False if validate else None,
+        dataloader_pin_memory=device.kind == "cuda",
+        disable_tqdm=True,
+        report_to=[],
+    )
+
+
+def _early_stopping(recipe: Recipe) -> list[TrainerCallback]:
+    patience = recipe.training.patience
+    return [] if patience is None else [EarlyStoppingCallback(early_stopping_patience=patience)]
+
+
+@contextmanager
+def _without_pad_token(prepared: Prepared) -> Iterator[Any]:
+    """TRL wants a pad token; it pads by position, so the end token serves, for this while only.
+
+    A saved pad token that is the end token makes other tools mask every end token out of the loss.
+    """
+    tokenizer = prepared.template.tokenizer
+    before = tokenizer.pad_token
+    tokenizer.pad_token = before or tokenizer.eos_token
+    try:
+        yield tokenizer
+    finally:
+        tokenizer.pad_token = before
+
+
+class _Trainer(SFTTrainer):  # type: ignore[misc]  # trl is untyped
+    """SFTTrainer with our loss, the same for training and validation.
+
+    TRL's computes the output layer for every token, padding too, and entropy and accuracy over the
+    vocabulary: over half of a small model's step. And HF's validation averages the batches' means,
+    so that a short reply weighs as much as a long one.
+    """
+
+    def __init__(self, token_budget: int, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._nats = SupervisedLoss(self.model)
+        self._token_budget = token_budget
+
+    def training_step(self, model: Any, inputs: dict[str, Any], *_: Any) -> torch.Tensor:
+        """Forward and backward of a whole step, cut into passes by length.
+
+        The loss is the mean over the step's supervised tokens, so 4 x 4 conversations equal 16 x 1.
+        """
+        model.train()
+        inputs = self._prepare_inputs(inputs)
+        ids, labels, mask = (inputs[k] for k in ("input_ids", "labels", "attention_mask"))
+        supervised = (labels != IGNORED).sum()
+        total = torch.zeros((), device=ids.device)
+        lengths = mask.sum(dim=1).tolist()
+        for rows in length_groups(lengths, self._token_budget):
+            width = lengths[rows[0]]
+            with self.compute_loss_context_manager():
+                nats = self._nats(ids[rows, :width], labels[rows, :width], mask[rows, :width])
+            self.accelerator.backward(nats / supervised)
+            total += nats.detach() / supervised
+        return total
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Validation loss in nats a supervised token, each conversation alone, so unpadded."""
+        self.model.eval()
+        nats, tokens = 0.0, 0
+        with torch.no_grad(), self.compute_loss_context_manager():
+            for row in self.eval_dataset:
+                ids, labels = (
+                    torch.tensor([row[k]], device=self.args.device) for k in ("input_ids", "labels")
+                )
+                nats += float(self._nats(ids, labels))
+                tokens += int((labels != IGNORED).sum())
+        metrics = {"eval_loss": nats / tokens}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
+
+
+class _Journal(TrainerCallback):  # type: ignore[misc]  # transformers' callbacks are untyped
+    """Writes metrics.jsonl, tells the watcher, ends the run on a signal, seals checkpoints."""
+
+    def __init__(
+        self, folder: Path, watcher: Watcher, interruption: Interruption, prepared: Prepared
+    ) -> None:
+        self._file = folder / METRICS
+        self._watcher, self._interruption = watcher, interruption
+        # Rows differ in length, so tokens/s goes by their mean.
+        self._tokens_a_row = prepared.report.tokens / prepared.report.kept
+        self.last_loss = math.nan
+        self.seconds = self.tokens = 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._keep_lines_until(state.global_step)
+        self._a_step = self._tokens_a_row * args.per_device_train_batch_size
+        self._watcher.begin(state.global_step, state.max_steps)
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        self._started = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        spent = time.perf_counter() - self._started
+        self.seconds += spent
+        self.tokens += self._a_step
+        self._rate = self._a_step / spent
+        if state.global_step >= state.max_steps:
+            control.should_evaluate = args.eval_strategy != "no"
+            control.should_save = True
+        if self._interruption.signum is not None:
+            control.should_training_stop = control.should_save = True
+            control.should_evaluate = False
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
+        line: dict[str, Any] = {"step": state.global_step}
+        if "eval_loss" in logs:
+            line["validation_loss"] = logs["eval_loss"]
+            self._watcher.validated(state.global_step, logs["eval_loss"])
+        elif "loss" in logs:
+            self.last_loss = logs["loss"]
+            line |= {
+                "loss": logs["loss"],
+                "learning_rate": logs.get("learning_rate"),
+                "grad_norm": logs.get("grad_norm"),
+                "tokens_per_s": round(self._rate, 1),
+            }
+            self._watcher.step(state.global_step, logs["loss"], self._rate)
+        else:
+            return  # the summary at the end
+        with self._file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+
+    def on_train_end(self, *_: Any, **__: Any) -> None:
+        self._watcher.end()
+
+    def _keep_lines_until(self, step: int) -> None:
+        """Steps after the checkpoint will be done, and written, again."""
+        if self._file.exists():
+            lines = self._file.read_text("utf-8").splitlines()
+            kept = [line for line in lines if json.loads(line)["step"] <= step]
+            self._file.write_text("".join(f"{line}\n" for line in kept), "utf-8")
