@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from chattune.chat.window import fit_prompt
 from chattune.conversation import Message
@@ -10,6 +10,9 @@ from chattune.errors import ChatError
 from chattune.generate import Decoding, Engine
 from chattune.generate.finish import Reply, read_reply
 from chattune.template import Template
+
+if TYPE_CHECKING:
+    from chattune.models import Loaded
 
 __all__ = ["Chatbot", "Reply"]
 
@@ -40,10 +43,15 @@ class Chatbot:
     def load(cls, run_or_model: str | Path, *, system: str | None = None) -> Self:
         """Load a run folder, a model folder, a Hub id or `starter`, on the device that is there."""
         from chattune.device import find_device
-        from chattune.generate.reference import ReferenceEngine
         from chattune.models import load
 
-        loaded = load(run_or_model, find_device())
+        return cls.from_loaded(load(run_or_model, find_device()), system=system)
+
+    @classmethod
+    def from_loaded(cls, loaded: "Loaded", *, system: str | None = None) -> Self:
+        """Talk to a model that is in memory already."""
+        from chattune.generate.reference import ReferenceEngine
+
         engine = ReferenceEngine(loaded.model, loaded.template.end_ids)
         return cls(engine, loaded.template, loaded.positions, system=system)
 
@@ -93,4 +101,3 @@ class Chatbot:
         finally:
             if said.strip():  # a reply stopped before its first word leaves no trace
                 self.messages = [*asked, Message("assistant", said.strip())]
-

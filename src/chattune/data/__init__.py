@@ -21,7 +21,7 @@ from chattune.data.fit import Cuts, fit
 from chattune.data.formats import BadRow, Format, known_fields, recognise
 from chattune.data.report import DataReport, languages, length_quantiles
 from chattune.data.sources import Row, fingerprint, read_rows
-from chattune.data.store import TableWriter, read_table
+from chattune.data.store import IGNORED, TableWriter, read_table
 from chattune.errors import DataError, RecipeError
 from chattune.recipe import DataRecipe, Recipe
 from chattune.template import Rendered, Template
@@ -53,6 +53,11 @@ class Prepared:
     report: DataReport
     template: Template
     folder: Path
+
+    def rendered(self, count: int) -> list[Rendered]:
+        """The first training rows as they reach the model."""
+        rows = self.train.select(range(min(count, len(self.train))))
+        return [Rendered(r["input_ids"], [x != IGNORED for x in r["labels"]]) for r in rows]
 
 
 def prepare(recipe: Recipe, output: Path | None = None) -> Prepared:
@@ -272,7 +277,7 @@ def _must_teach_to_stop(rendered: Rendered, template: Template) -> None:
     taught = [t for t, s in zip(rendered.ids, rendered.supervised, strict=True) if s]
     if not taught or taught[-1] not in template.end_ids:
         raise DataError(
-            f"a conversation has no supervised end token, so nothing would teach the model to stop: "
+            f"a conversation has no supervised end token, so nothing teaches the model to stop: "
             f"{template.decode(rendered.ids)[:80]!r}"
         )
 

@@ -4,7 +4,7 @@ import hashlib
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 from chattune.conversation import Conversation, Message, alternates
@@ -62,7 +62,7 @@ def _fault(raw: Conversation, tidy: Conversation) -> str | None:
     return None
 
 
-def _near_duplicate_finder():  # type: ignore[no-untyped-def]  # datasketch has no types
+def _near_duplicate_finder() -> Callable[[Conversation], bool]:
     """MinHash with locality-sensitive hashing (Broder 1997; Indyk and Motwani 1998)."""
     from datasketch import MinHash, MinHashLSH
 

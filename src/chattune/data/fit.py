@@ -54,9 +54,7 @@ def fit(
             short = template.render(shorter)
             cuts.conversations += 1
             cuts.tokens += len(rendered.ids) - len(short.ids)
-            cuts.replies += (
-                conversation.roles.count("assistant") - shorter.roles.count("assistant")
-            )
+            cuts.replies += conversation.roles.count("assistant") - shorter.roles.count("assistant")
             yield shorter, short
 
 
@@ -70,7 +68,9 @@ def _shorten(conversation: Conversation, template: Template, room: int) -> Conve
     first = Conversation(conversation.messages[: replies[0] + 1])
     reply = first.messages[-1]
     # Room for the words: what the conversation takes with no words in the reply.
-    frame = len(template.render(Conversation((*first.messages[:-1], replace(reply, content="")))).ids)
+    frame = len(
+        template.render(Conversation((*first.messages[:-1], replace(reply, content="")))).ids
+    )
     if frame >= room:
         return "prompt_too_long"
     start = template.decode(template.words(reply.content)[: room - frame])

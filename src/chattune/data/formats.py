@@ -161,7 +161,9 @@ def _words(value: Any, name: str) -> str:
         return ""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
-    if isinstance(value, list) and all(isinstance(p, dict) and p.get("type") == "text" for p in value):
+    if isinstance(value, list) and all(
+        isinstance(p, dict) and p.get("type") == "text" for p in value
+    ):
         value = "".join(str(part.get("text", "")) for part in value)
     if not isinstance(value, str):
         raise BadRow(f"{name} is not text but {type(value).__name__}")

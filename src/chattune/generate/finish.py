@@ -45,4 +45,3 @@ def read_reply(tokens: Iterable[int], template: Template) -> Iterator[str | Repl
     if len(whole) > len(said):
         yield whole[len(said) :]
     yield Reply(whole.strip(), len(ids), "stop" if ended else "length")
-

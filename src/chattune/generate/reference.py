@@ -48,9 +48,7 @@ class ReferenceEngine:
         fresh, cache = ids, None
         for _ in range(decoding.max_new_tokens):
             with torch.inference_mode():
-                out = self._model(
-                    fresh, past_key_values=cache, use_cache=True, logits_to_keep=1
-                )
+                out = self._model(fresh, past_key_values=cache, use_cache=True, logits_to_keep=1)
                 scores = processors(ids, out.logits[:, -1].float())
                 fresh = _draw(scores, decoding, random).to(device)
             ids, cache = torch.cat([ids, fresh], dim=1), out.past_key_values

@@ -16,12 +16,16 @@ def model_card(run: Run, *, merged: bool = False) -> str:
     if on_hub:
         metadata.insert(0, f"base_model: {base}")
     loss = result["validation_loss"]
+    a_step = recipe.training.batch_size * recipe.training.accumulation
+    form = "The adapter is merged into the base's weights (fp32)."
+    if not merged:
+        form = "An adapter (LoRA) for the base named below."
     rows = [
         ("base", f"`{base}` (fingerprint `{facts['base']['fingerprint'][:16]}`)"),
         ("conversations", f"`{data['source']}` ({data['format']}), {data['train']:,} trained on"),
         ("tokens", f"{data['tokens']:,}, {data['supervised_tokens']:,} supervised"),
         ("adapter", f"LoRA r={recipe.lora.rank}, alpha={recipe.lora.alpha:g}"),
-        ("steps", f"{result['steps']:,} of {recipe.training.batch_size * recipe.training.accumulation} conversations, kept: step {result['best_step']:,}"),
+        ("steps", f"{result['steps']:,} of {a_step} conversations; kept: {result['best_step']:,}"),
         ("validation loss", "not measured" if loss is None else f"{loss:.4f} nats a token"),
         ("device", f"{facts['device']['name']}, {result['seconds']:.0f} s"),
     ]  # fmt: skip
@@ -38,7 +42,7 @@ def model_card(run: Run, *, merged: bool = False) -> str:
 # {run.folder.resolve().name}
 
 A chatbot tuned with chattune {facts["versions"]["chattune"]}.
-{"The adapter is merged into the base's weights (fp32)." if merged else "An adapter (LoRA) for the base named below."}
+{form}
 
 | | |
 |---|---|

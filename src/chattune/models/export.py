@@ -28,8 +28,7 @@ def export(run_folder: str | Path, merged: str | Path) -> Path:
     from transformers import GenerationConfig
 
     run, target = Run.open(run_folder), Path(merged)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise RunError(f"--merged {target}: exists and is not an empty folder; choose another")
+    refuse_target(target)
     base, device = find_base(run.recipe.base), find_device()
     template = Template.load(run.folder)
     model = load_adapted(run.folder, base, device)
@@ -62,7 +61,12 @@ def export(run_folder: str | Path, merged: str | Path) -> Path:
     return target
 
 
+def refuse_target(target: Path) -> None:
+    """Raise RunError unless the target is absent or an empty folder."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise RunError(f"--merged {target}: exists and is not an empty folder; choose another")
+
+
 def _difference(folder: Path, ids: list[int], expected: Any) -> float:
     model = load_base(find_base(str(folder)), find_device())
     return relative_difference(expected, logits_of(model, ids))
-

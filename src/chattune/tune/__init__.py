@@ -51,6 +51,23 @@ class Plan:
     steps: int
     estimate: Estimate
 
+    def explain(self) -> list[str]:
+        """Derived values, each with its reason."""
+        training, needs = self.recipe.training, self.estimate
+        a_step = training.batch_size * training.accumulation
+        passes = self.steps * a_step / len(self.prepared.train)
+        minutes = needs.seconds / 60
+        return [
+            f"device: {self.device.kind} ({self.device.name}, {self.device.threads} threads)",
+            f"dtype: {'bf16 autocast' if self.device.bf16 else 'fp32'}, because "
+            + self.device.reasons["bf16"],
+            f"steps: {self.steps:,} of {a_step} conversations, {passes:.1f} passes over the data",
+            f"parameters: {needs.parameters / 1e6:,.1f} M, trained {needs.trainable / 1e6:,.2f} M",
+            f"memory: about {needs.memory / 1e9:.1f} GB of {self.device.memory / 1e9:.1f} GB"
+            + (", activations recomputed to save it" if needs.checkpointing else ""),
+            f"time: about {minutes:,.0f} minutes, from a short measurement of this machine",
+        ]
+
 
 def plan(recipe: Recipe) -> Plan:
     """Check everything that can be checked before step 1, and prepare the data.
@@ -66,9 +83,7 @@ def plan(recipe: Recipe) -> Plan:
     device = find_device()
     steps = total_steps(recipe, len(prepared.train))
     report = prepared.report
-    needs = estimate(
-        recipe, shape, device, steps=steps, tokens_a_row=report.tokens / report.kept
-    )
+    needs = estimate(recipe, shape, device, steps=steps, tokens_a_row=report.tokens / report.kept)
     return Plan(recipe, base, device, prepared, steps, needs)
 
 

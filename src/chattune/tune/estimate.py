@@ -28,7 +28,7 @@ class Estimate:
     trainable: int
     memory: int
     checkpointing: bool
-    seconds: float | None
+    seconds: float
 
 
 def estimate(

@@ -24,7 +24,10 @@ class SupervisedLoss:
         self._by_hidden_states = self._head_is_all()
 
     def __call__(
-        self, input_ids: torch.Tensor, labels: torch.Tensor, attention_mask: torch.Tensor | None = None
+        self,
+        input_ids: torch.Tensor,
+        labels: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Nats summed over all supervised tokens of a batch; all arguments are (rows, tokens)."""
         targets = labels[:, 1:]
@@ -35,9 +38,9 @@ class SupervisedLoss:
             ).last_hidden_state
             logits = self._causal.get_output_embeddings()(hidden[:, :-1][supervised])
         else:
-            logits = self._causal(
-                input_ids, attention_mask=attention_mask, use_cache=False
-            ).logits[:, :-1][supervised]
+            logits = self._causal(input_ids, attention_mask=attention_mask, use_cache=False).logits[
+                :, :-1
+            ][supervised]
         return cross_entropy(logits.float(), targets[supervised], reduction="sum")
 
     @torch.no_grad()

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 
 def sample_replies(
-    model: "PeftModel", template: Template, questions: Sequence[Sequence[Message]], decoding: Decoding
+    model: "PeftModel",
+    template: Template,
+    questions: Sequence[Sequence[Message]],
+    decoding: Decoding,
 ) -> list[dict[str, Any]]:
     """For each question (a system message may stand before it): prompt, base's and tuned reply."""
     engine = ReferenceEngine(model, template.end_ids)

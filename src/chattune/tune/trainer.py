@@ -78,11 +78,15 @@ def train(
     """
     steps = total_steps(recipe, len(prepared.train))
     with Interruption() as interruption, _without_pad_token(prepared) as tokenizer:
-        journal = _Journal(folder, watcher, interruption, prepared)
+        meter = _Meter()
+        journal = _Journal(folder, watcher, interruption, meter)
         trainer = _Trainer(
             token_budget=recipe.training.batch_size * recipe.data.max_length,
+            meter=meter,
             model=model,
-            args=_arguments(recipe, folder, device, steps, bool(len(prepared.validation)), checkpointing),
+            args=_arguments(
+                recipe, folder, device, steps, bool(len(prepared.validation)), checkpointing
+            ),
             train_dataset=prepared.train,
             eval_dataset=prepared.validation if len(prepared.validation) else None,
             processing_class=tokenizer,
@@ -98,8 +102,8 @@ def train(
         best_step=int(best.rpartition("-")[2]) if best else state.global_step,
         train_loss=journal.last_loss,
         validation_loss=state.best_metric,
-        seconds=journal.seconds,
-        tokens_per_s=journal.tokens / journal.seconds if journal.seconds else 0.0,
+        seconds=round(meter.seconds, 2),
+        tokens_per_s=round(meter.tokens / meter.seconds, 1) if meter.seconds else 0.0,
     )
     return result, interruption.signum is not None
 
@@ -163,6 +167,15 @@ def _without_pad_token(prepared: Prepared) -> Iterator[Any]:
         tokenizer.pad_token = before
 
 
+@dataclass
+class _Meter:
+    """Tokens of the step under way, padding not counted, and of all steps with their time."""
+
+    step_tokens: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+
 class _Trainer(SFTTrainer):  # type: ignore[misc]  # trl is untyped
     """SFTTrainer with our loss, the same for training and validation.
 
@@ -171,10 +184,11 @@ class _Trainer(SFTTrainer):  # type: ignore[misc]  # trl is untyped
     so that a short reply weighs as much as a long one.
     """
 
-    def __init__(self, token_budget: int, **arguments: Any) -> None:
+    def __init__(self, token_budget: int, meter: "_Meter", **arguments: Any) -> None:
         super().__init__(**arguments)
         self._nats = SupervisedLoss(self.model)
         self._token_budget = token_budget
+        self._meter = meter
 
     def training_step(self, model: Any, inputs: dict[str, Any], *_: Any) -> torch.Tensor:
         """Forward and backward of a whole step, cut into passes by length.
@@ -187,6 +201,7 @@ class _Trainer(SFTTrainer):  # type: ignore[misc]  # trl is untyped
         supervised = (labels != IGNORED).sum()
         total = torch.zeros((), device=ids.device)
         lengths = mask.sum(dim=1).tolist()
+        self._meter.step_tokens = sum(lengths)
         for rows in length_groups(lengths, self._token_budget):
             width = lengths[rows[0]]
             with self.compute_loss_context_manager():
@@ -208,9 +223,7 @@ class _Trainer(SFTTrainer):  # type: ignore[misc]  # trl is untyped
                 tokens += int((labels != IGNORED).sum())
         metrics = {"eval_loss": nats / tokens}
         self.log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(
-            self.args, self.state, self.control, metrics
-        )
+        self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
 
@@ -218,18 +231,14 @@ class _Journal(TrainerCallback):  # type: ignore[misc]  # transformers' callback
     """Writes metrics.jsonl, tells the watcher, ends the run on a signal, seals checkpoints."""
 
     def __init__(
-        self, folder: Path, watcher: Watcher, interruption: Interruption, prepared: Prepared
+        self, folder: Path, watcher: Watcher, interruption: Interruption, meter: _Meter
     ) -> None:
         self._file = folder / METRICS
-        self._watcher, self._interruption = watcher, interruption
-        # Rows differ in length, so tokens/s goes by their mean.
-        self._tokens_a_row = prepared.report.tokens / prepared.report.kept
+        self._watcher, self._interruption, self._meter = watcher, interruption, meter
         self.last_loss = math.nan
-        self.seconds = self.tokens = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._keep_lines_until(state.global_step)
-        self._a_step = self._tokens_a_row * args.per_device_train_batch_size
         self._watcher.begin(state.global_step, state.max_steps)
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
@@ -237,9 +246,9 @@ class _Journal(TrainerCallback):  # type: ignore[misc]  # transformers' callback
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         spent = time.perf_counter() - self._started
-        self.seconds += spent
-        self.tokens += self._a_step
-        self._rate = self._a_step / spent
+        self._meter.seconds += spent
+        self._meter.tokens += self._meter.step_tokens
+        self._rate = self._meter.step_tokens / spent
         if state.global_step >= state.max_steps:
             control.should_evaluate = args.eval_strategy != "no"
             control.should_save = True

@@ -1,0 +1,101 @@
+"""The Gradio chat page: streaming, stop, and the decoding parameters."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from chattune.chat import Chatbot
+from chattune.conversation import Message
+from chattune.errors import UserError
+
+if TYPE_CHECKING:
+    from gradio import ChatInterface
+
+_MAX_MESSAGE = 20_000  # characters; the model sees far fewer tokens than that
+
+
+def chat_page(bot: Chatbot, title: str) -> "ChatInterface":
+    """A page on which anybody talks to `bot`'s model; each visitor has a history of their own."""
+    start = bot.decoding
+
+    def answer(
+        text: str,
+        history: list[dict[str, Any]],
+        system: str,
+        temperature: float,
+        top_k: float,
+        top_p: float,
+        max_new_tokens: float,
+        repetition_penalty: float,
+    ) -> Iterator[str]:
+        visitor = bot.fresh(system=system, messages=_messages(history))
+        try:
+            decoding = start.but(
+                temperature=temperature,
+                top_k=int(top_k),
+                top_p=top_p,
+                max_new_tokens=int(max_new_tokens),
+                repetition_penalty=repetition_penalty,
+            )
+            said = ""
+            for piece in visitor.stream(text, decoding):
+                said += piece
+                yield said
+            if not said:
+                yield "(the model ended its reply at once)"
+        except UserError as error:
+            raise gr.Error(str(error)) from error
+
+    return gr.ChatInterface(
+        answer,
+        title=title,
+        textbox=gr.Textbox(
+            placeholder="Type a message", max_length=_MAX_MESSAGE, submit_btn=True, stop_btn=True
+        ),
+        chatbot=gr.Chatbot(height="60vh", label="conversation", sanitize_html=True),
+        additional_inputs_accordion=gr.Accordion("Settings", open=False),
+        additional_inputs=[
+            gr.Textbox("", label="System prompt", max_length=_MAX_MESSAGE),
+            gr.Slider(0, 2, start.temperature, step=0.05, label="Temperature (0: greedy)"),
+            gr.Slider(0, 200, start.top_k, step=1, label="Top-k (0: off)"),
+            gr.Slider(0.05, 1, start.top_p, step=0.05, label="Top-p"),
+            gr.Slider(
+                8,
+                bot.positions // 2,
+                min(start.max_new_tokens, bot.positions // 2),
+                step=8,
+                label="Maximum length (tokens)",
+            ),
+            gr.Slider(1, 2, start.repetition_penalty, step=0.05, label="Repetition penalty"),
+        ],
+        save_history=False,
+        analytics_enabled=False,
+        flagging_mode="never",
+        concurrency_limit=1,
+        api_name="chat",
+    )
+
+
+def serve_page(
+    bot: Chatbot, *, title: str, host: str = "127.0.0.1", port: int | None = None
+) -> None:
+    """Serve the page until Ctrl-C. Raises UserError if the port is taken. Never shared."""
+    page = chat_page(bot, title).queue(max_size=32)
+    try:
+        page.launch(
+            server_name=host, server_port=port, share=False, quiet=False, max_file_size="1mb"
+        )
+    except OSError as error:
+        raise UserError(f"--port {port}: cannot be listened on ({error}); choose another") from None
+
+
+def _messages(history: list[dict[str, Any]]) -> list[Message]:
+    """Gradio's history as messages; its content is a text or a list of parts."""
+    return [Message(turn["role"], _words(turn["content"])) for turn in history]
+
+
+def _words(content: Any) -> str:
+    if isinstance(content, str):
+        return content
+    return "".join(part.get("text", "") for part in content if isinstance(part, dict))

@@ -1,0 +1,101 @@
+"""A tiny GPT-Neo with the starter's tokenizer, conversations to tune it on, and the command line."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+TALK = [
+    ("What is your name?", "My name is Tiny."),
+    ("How are you today?", "I am fine, thank you."),
+    ("What colour is the sky?", "The sky is blue."),
+    ("Do you like cats?", "Yes, cats are soft and warm."),
+]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _quiet_and_offline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No network, a cache of our own, and two threads: the suite runs anywhere alike."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["CHATTUNE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+    yield
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
+    """Run `chattune ARGS` in this process: exit code, standard output, standard error."""
+
+    def run(*args: object) -> Outcome:
+        from chattune.cli import main
+
+        monkeypatch.setattr(sys, "argv", ["chattune", *map(str, args)])
+        capsys.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 0
+        shown = capsys.readouterr()
+        return Outcome(code, shown.out, shown.err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A randomly initialised GPT-Neo: two layers (global, local), 32 wide, 128 positions."""
+    import torch
+    from transformers import AutoTokenizer, GPTNeoConfig, GPTNeoForCausalLM
+
+    from chattune.base import starter_folder
+
+    folder = tmp_path_factory.mktemp("tiny-base")
+    tokenizer = AutoTokenizer.from_pretrained(starter_folder())
+    torch.manual_seed(0)
+    config = GPTNeoConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_layers=2,
+        num_heads=2,
+        attention_types=[[["global", "local"], 1]],
+        window_size=16,
+        max_position_embeddings=128,
+        bos_token_id=0,
+        eos_token_id=0,
+        resid_dropout=0.0,
+        embed_dropout=0.0,
+        attention_dropout=0.0,
+    )
+    GPTNeoForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def talk_file(tmp_path: Path) -> Path:
+    """Four conversations as OpenAI messages, a line each."""
+    return write_talk(tmp_path / "talk.jsonl", TALK)
+
+
+def write_talk(path: Path, pairs: list[tuple[str, str]]) -> Path:
+    """Write question and answer pairs as messages JSONL."""
+    rows = [
+        {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]}
+        for q, a in pairs
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
