@@ -6,15 +6,13 @@ along is never run.
 
 import hashlib
 import json
-import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from chattune import hub
 from chattune.errors import BaseError
 
 STARTER = "starter"
@@ -103,75 +101,21 @@ def _folder_of(name: str, weights: bool) -> Path:
 
 
 def _download(name: str, patterns: list[str]) -> Path:
-    """Fetch from the Hub's main branch, and compare every file with the Hub's own hashes."""
-    import huggingface_hub
-    from huggingface_hub import errors as hub
-
     try:
-        with quiet_hub():
-            folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
-    except hub.RepositoryNotFoundError as error:
+        return hub.fetch(name, "model", patterns)
+    except hub.NotThere as error:
         raise BaseError(
             f"base {name}: the Hub has no such model, or it is private or gated "
             "(then: hf auth login); a local folder must exist"
         ) from error
-    except hub.LocalEntryNotFoundError as error:
+    except hub.NotReached as error:
         raise BaseError(
             f"base {name}: not on this machine and the Hub cannot be reached; where there is a "
             f"network run `hf download {name}` and copy the cache, or give a folder, or use the "
             f"embedded base: --base {STARTER}"
         ) from error
-    except (hub.HfHubHTTPError, OSError, ValueError) as error:
-        raise BaseError(f"base {name}: the download failed ({_brief(error)}); try again") from error
-    _compare_hashes(name, folder)
-    return folder
-
-
-def _compare_hashes(name: str, folder: Path) -> None:
-    """The Hub's client checks sizes, not contents: a flipped bit would pass for a weight.
-
-    A marker beside the snapshot's files remembers the check, so that gigabytes are hashed once.
-    """
-    import huggingface_hub
-    from huggingface_hub import errors as hub
-
-    files = sorted(f.name for f in folder.iterdir() if not f.name.startswith("."))
-    marker = folder / ".chattune-verified"
-    if marker.exists() and marker.read_text().split("\n") == files:
-        return
-    try:
-        checked = huggingface_hub.HfApi().verify_repo_checksums(name, revision=folder.name)
-    except (hub.HfHubHTTPError, hub.OfflineModeIsEnabled, OSError):
-        return  # offline: these files were cached, and checked, when there was a network
-    if checked.mismatches:
-        broken = [m["path"] for m in checked.mismatches]
-        for path in broken:  # else the next attempt would find it in the cache
-            (folder / path).resolve().unlink(missing_ok=True)
-            (folder / path).unlink(missing_ok=True)
-        raise BaseError(
-            f"base {name}: {', '.join(broken)} came down damaged (its hash differs from the "
-            "Hub's) and was removed; run the command again"
-        )
-    marker.write_text("\n".join(files))
-
-
-@contextmanager
-def quiet_hub() -> Iterator[None]:
-    """No progress bars but ours, and no xet side channel that a proxy may block silently."""
-    from huggingface_hub.utils import (
-        are_progress_bars_disabled,
-        disable_progress_bars,
-        enable_progress_bars,
-    )
-
-    were_off = are_progress_bars_disabled()
-    if os.environ.get("CI"):
-        disable_progress_bars()
-    try:
-        yield
-    finally:
-        if not were_off:
-            enable_progress_bars()
+    except hub.HubError as error:
+        raise BaseError(f"base {name}: {error}") from error
 
 
 def _refuse_remote_code(name: str, config: dict[str, Any]) -> None:
@@ -195,7 +139,3 @@ def _refuse_pickles(name: str, folder: Path) -> None:
             "convert them to safetensors, or ask the author to"
         )
     raise BaseError(f"base {name}: {folder} holds no *.safetensors weights")
-
-
-def _brief(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

@@ -1,20 +1,24 @@
 """Where rows come from: a file, a folder of files, the Hub, or the embedded conversations."""
 
 import csv
+import glob
 import gzip
 import hashlib
 import io
 import itertools
 import json
+import logging
 import random
 import re
 import sys
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from chattune.base import STARTER, quiet_hub, starter_folder
+from chattune import hub
+from chattune.base import STARTER, starter_folder
 from chattune.errors import DataError
 from chattune.recipe import DataRecipe
 
@@ -23,7 +27,11 @@ MAX_LINE = 32 << 20  # a longer line is no conversation; it is refused without b
 MAX_JSON = 512 << 20  # a JSON array has to be read whole
 STARTER_CONVERSATIONS = "conversations.jsonl"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+MAX_FETCHED = 512 << 20  # bytes of a Hub data set that are fetched for a mere sample of it
 _SHUFFLE_BUFFER = 10_000
+_STREAMING_RETRIES = 2  # each comes after five of the Hub client's own, 23 seconds in all
+
+log = logging.getLogger(__name__)
 
 Fields = dict[str, Any]
 
@@ -71,14 +79,9 @@ def local_files(source: str) -> list[Path]:
 
 
 def fingerprint(recipe: DataRecipe) -> str | None:
-    """A hash of the source's content, or None where it cannot be told (Hub unreachable)."""
+    """A hash of the source's content, or None where it cannot be told (Hub never reached)."""
     if _is_hub_id(recipe.source):
-        import huggingface_hub
-
-        try:
-            return str(huggingface_hub.HfApi().dataset_info(recipe.source, timeout=10).sha)
-        except Exception:  # offline, or no such data set: reading it will say which
-            return None
+        return _hub_commit(recipe.source)
     digest = hashlib.sha256()
     for path in local_files(recipe.source):
         with path.open("rb") as file:
@@ -108,36 +111,68 @@ def _sample(rows: Iterator[Row], wanted: int, seed: int) -> list[Row]:
     return [row for _, row in sorted(chosen, key=lambda pair: pair[0])]
 
 
-def _hub_rows(recipe: DataRecipe, seed: int) -> Iterator[Row]:
-    """Rows through `datasets`: whole and memory-mapped, or streamed where a sample is enough.
+def _hub_commit(source: str) -> str | None:
+    import huggingface_hub
 
-    A streamed sample shuffles the files' row groups, then rows within a buffer: close to uniform,
-    and only what is sampled comes down.
+    try:
+        with hub.plain_errors():
+            return str(huggingface_hub.HfApi().dataset_info(source, timeout=10).sha)
+    except hub.NotThere:
+        return None  # reading it will say so
+    except hub.HubError:
+        if commit := hub.last_commit(source, "dataset"):
+            log.info("%s: the Hub cannot be reached; taking it as it was last", source)
+        return commit
+
+
+def _hub_rows(recipe: DataRecipe, seed: int) -> Iterator[Row]:
+    """Rows of a Hub data set: of files that were compared with the Hub's hashes, or streamed.
+
+    Only a sample of a data set of over MAX_FETCHED bytes is streamed. No file is seen whole then,
+    so no hash can be compared: a broken connection, gzip and most of Parquet's damage are noticed,
+    a flipped bit in JSON, CSV or uncompressed Parquet is not.
     """
     import datasets
-    from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+    from datasets.exceptions import DatasetNotFoundError, DatasetsError
+    from huggingface_hub.utils import httpx
 
-    sampled = recipe.rows is not None
+    source = recipe.source
     try:
-        with quiet_hub():
-            data = datasets.load_dataset(recipe.source, split=recipe.split, streaming=sampled)
-            if sampled:
-                data = data.reshard().shuffle(seed=seed, buffer_size=_SHUFFLE_BUFFER)
-                data = data.take(recipe.rows)
-            for i, fields in enumerate(data):
-                yield Row(f"{recipe.source}: row {i + 1}", dict(fields))
-    except DatasetNotFoundError as error:
+        with hub.quiet_hub(datasets):
+            files, size = _hub_files(source)
+            streamed = recipe.rows is not None and size > MAX_FETCHED
+            folder = hub.fetch(source, "dataset", ["README.md", *([] if streamed else files)])
+            take = _streamed if streamed else _fetched
+            yield from take(recipe, folder.name, seed)
+    except (DatasetNotFoundError, hub.NotThere) as error:
         raise DataError(
-            f"{recipe.source}: no such data set on the Hub (or it is private: hf auth login), "
+            f"{source}: no such data set on the Hub (or it is private: hf auth login), "
             "and no such file"
         ) from error
-    except (DatasetGenerationError, ConnectionError, OSError, ValueError) as error:
-        cause = error.__cause__ or error
-        reason = str(cause).strip().splitlines()[0][:200] if str(cause).strip() else repr(cause)
+    except (hub.NotReached, ConnectionError) as error:
         raise DataError(
-            f"{recipe.source}: cannot be read from the Hub ({reason}); give a local file instead, "
-            "or try again where there is a network"
+            f"{source}: not on this machine and the Hub cannot be reached; where there is a "
+            f"network run `hf download --repo-type dataset {source} --local-dir FOLDER`, and give "
+            "the folder"
         ) from error
+    except hub.HubError as error:
+        raise DataError(f"{source}: {error}") from error
+    except (DatasetsError, httpx.HTTPError, OSError, EOFError, ValueError, zlib.error) as error:
+        raise DataError(
+            f"{source}: cannot be read from the Hub ({hub.brief(error.__cause__ or error)}); give "
+            "a local file instead, or try again"
+        ) from error
+
+
+def _hub_files(source: str) -> tuple[list[str], int]:
+    """Paths of the data set's files, as patterns, and their size in bytes."""
+    import datasets
+    import huggingface_hub
+
+    try:
+        about = huggingface_hub.HfApi().dataset_info(source, files_metadata=True)
+    builder = datasets.load_dataset_builder(source)
+    paths = 
 
 
 def _suffix(path: Path) -> str:

@@ -109,7 +109,7 @@ def tune(
         return done
     _open_folder(folder, recipe)
     model = add_lora(load_base(ready.base, ready.device), recipe.lora, recipe.seed)
-    result, stopped = train(
+    result, signum = train(
         model,
         ready.prepared,
         recipe,
@@ -118,8 +118,10 @@ def tune(
         watcher or Unwatched(),
         checkpointing=ready.estimate.checkpointing,
     )
-    if stopped:
-        raise Interrupted(f"stopped after step {result.steps} of {ready.steps}; all is saved")
+    if signum is not None:
+        raise Interrupted(
+            f"stopped after step {result.steps} of {ready.steps}; all is saved", signum
+        )
     return _finish(folder, ready, model, result)
 
 

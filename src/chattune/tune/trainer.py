@@ -40,7 +40,7 @@ _SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": 
 
 @dataclass(frozen=True)
 class Result:
-    """How the training went; losses in nats a supervised token, time in seconds."""
+    """How the training went: losses in nats a supervised token; time of the last stretch, in s."""
 
     steps: int
     best_step: int
@@ -69,12 +69,12 @@ def train(
     watcher: Watcher,
     *,
     checkpointing: bool,
-) -> tuple[Result, bool]:
+) -> tuple[Result, int | None]:
     """Train the adapter in place, from the last checkpoint in `folder` if there is one.
 
     Ends with the adapter of the lowest validation loss in the model (the last one where nothing is
-    held out). Returns the result, and whether a signal stopped it early: then the last step's
-    state is in a checkpoint, and the model holds the last step's adapter.
+    held out). Returns the result, and the signal that stopped it early, if one did: the state of the
+    last step is then in a checkpoint.
     """
     steps = total_steps(recipe, len(prepared.train))
     with Interruption() as interruption, _without_pad_token(prepared) as tokenizer:
@@ -105,7 +105,7 @@ def train(
         seconds=round(meter.seconds, 2),
         tokens_per_s=round(meter.tokens / meter.seconds, 1) if meter.seconds else 0.0,
     )
-    return result, interruption.signum is not None
+    return result, interruption.signum
 
 
 def _arguments(

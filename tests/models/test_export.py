@@ -1,0 +1,135 @@
+"""A run as a stand-alone model, and the proof after a save."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from chattune.errors import RunError, VerificationError
+from chattune.models.export import export
+from chattune.models.verify import check_adapter, logits_of, verify_run
+from chattune.recipe import load_recipe
+from chattune.run import Run
+from chattune.tune import tune
+from conftest import TALK, write_talk
+
+
+@pytest.fixture(scope="module")
+def run(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("export")
+    recipe = load_recipe(
+        "starter",
+        {
+            "base": str(tiny_base),
+            "data.source": str(write_talk(folder / "talk.jsonl", TALK)),
+            "data.max_length": 64,
+            "training.steps": 3,
+        },
+    )
+    return tune(recipe, folder / "run")
+
+
+def test_the_merged_model_needs_no_chattune(run: Run, tmp_path: Path) -> None:
+    """In a process that cannot import chattune: it loads, renders, generates, and stops."""
+    export(run.folder, tmp_path / "whole")
+    script = """
+import json, sys
+sys.modules["chattune"] = None
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+inputs = tokenizer.apply_chat_template(
+    [{"role": "user", "content": "What is your name?"}],
+    add_generation_prompt=True, return_tensors="pt", return_dict=True)
+out = model.generate(**inputs, max_new_tokens=5)
+print(json.dumps([inputs["input_ids"][0].tolist(), model(**inputs).logits[0, -1].tolist()]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "whole")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    ids, logits = json.loads(done.stdout)
+    from chattune.conversation import Message
+    from chattune.device import find_device
+    from chattune.models import load
+
+    loaded = load(run.folder, find_device())
+    assert ids == loaded.template.prompt([Message("user", TALK[0][0])])
+    expected = logits_of(loaded.model, ids)[-1]
+    torch.testing.assert_close(torch.tensor(logits), expected, rtol=0, atol=1e-5)
+
+
+def test_the_card_tells_base_data_and_numbers(run: Run, tmp_path: Path) -> None:
+    card = (export(run.folder, tmp_path / "whole") / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: transformers")
+    for said in ("| base |", "| conversations |", "validation loss", "## Limits", TALK[0][0]):
+        assert said in card
+
+
+def test_a_folder_in_use_is_refused_and_left_alone(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("keep")
+    with pytest.raises(RunError, match="not an empty folder"):
+        export(run.folder, tmp_path)
+    assert [f.name for f in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def damaged(run: Run, folder: Path, change: float | None) -> Path:
+    """A copy of the run whose first B matrix is multiplied, or lost."""
+    shutil.copytree(run.folder, folder)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    name = next(k for k in tensors if "lora_B" in k)
+    if change is None:
+        del tensors[name]
+    else:
+        tensors[name] = tensors[name] * change
+    save_file(tensors, folder / "adapter_model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "said"), [(None, "lost some"), (0.0, "is zero"), (float("inf"), "not finite")]
+)
+def test_a_spoilt_adapter_does_not_pass(
+    run: Run, tmp_path: Path, change: float | None, said: str
+) -> None:
+    with pytest.raises(VerificationError, match=said):
+        check_adapter(damaged(run, tmp_path / "copy", change))
+
+
+def test_a_fresh_process_notices_other_logits(run: Run, tmp_path: Path) -> None:
+    from chattune.device import find_device
+    from chattune.models import load
+
+    ids = run.facts["probe_ids"]
+    in_memory = logits_of(load(run.folder, find_device()).model, ids)
+    assert verify_run(run.folder, ids, in_memory) <= 1e-5
+    with pytest.raises(VerificationError, match="logits differ"):
+        verify_run(damaged(run, tmp_path / "copy", 50.0), ids, in_memory)
+
+
+def test_a_run_is_refused_on_other_weights(run: Run, tmp_path: Path) -> None:
+    from chattune.device import find_device
+    from chattune.models import load
+
+    base = tmp_path / "base"
+    shutil.copytree(run.recipe.base, base)
+    copy = tmp_path / "run"
+    shutil.copytree(run.folder, copy)
+    recipe = (copy / "recipe.yaml").read_text().replace(run.recipe.base, str(base))
+    (copy / "recipe.yaml").write_text(recipe)
+    from chattune.run import seal
+
+    seal(copy)
+    assert load(copy, find_device()).name == str(copy)
+    weights = load_file(base / "model.safetensors")
+    weights["transformer.ln_f.weight"] += 1
+    save_file(weights, base / "model.safetensors", {"format": "pt"})
+    with pytest.raises(RunError, match="other weights"):
+        load(copy, find_device())

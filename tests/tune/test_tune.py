@@ -1,0 +1,285 @@
+"""tune(): what lies in a run folder, and that a stopped run goes on as if it had not been."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chattune.chat import Chatbot
+from chattune.errors import Interrupted, RecipeError, RunError
+from chattune.generate import Decoding
+from chattune.recipe import Recipe
+from chattune.run import Run
+from chattune.tune import plan, tune
+from chattune.tune.progress import Unwatched
+from conftest import TALK, Outcome, write_talk
+
+
+@pytest.fixture(autouse=True)
+def _quick_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No long samples and no reloading in a fresh process: test_export and the fixture do both."""
+    monkeypatch.setattr("chattune.tune.verify_run", lambda *_: 0.0)
+    monkeypatch.setattr("chattune.tune._SAMPLE_TOKENS", 4)
+
+
+GREEDY = Decoding(temperature=0, max_new_tokens=40)
+
+
+def recipe(base: Path, data: Path, **changes: Any) -> Recipe:
+    """A short run on a tiny base; `changes` are dotted fields with __ for the dot."""
+    tree: dict[str, Any] = {
+        "base": str(base),
+        "data": {
+            "source": str(data),
+            "max_length": 64,
+            "validation": 0,
+            "near_duplicates": "keep",
+        },
+        "lora": {"rank": 4, "dropout": 0.1},
+        "training": {
+            "steps": 4,
+            "batch_size": 2,
+            "accumulation": 1,
+            "learning_rate": 5e-3,
+            "evaluate_every": 2,
+        },
+    }
+    for field, value in changes.items():
+        section, _, leaf = field.rpartition("__")
+        (tree[section] if section else tree)[leaf] = value
+    return Recipe.model_validate(tree)
+
+
+def adapter(run: Run) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    return load_file(run.folder / "adapter_model.safetensors")
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def run(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """One finished run that the tests below only read."""
+    folder = tmp_path_factory.mktemp("runs")
+    data = write_talk(folder / "talk.jsonl", [(f"{q} ({i})", a) for i in range(8) for q, a in TALK])
+    return tune(recipe(tiny_base, data, data__validation=0.25), folder / "run")
+
+
+def test_run_folder_explains_itself(run: Run) -> None:
+    assert Run.open(run.folder) == run
+    names = {f.name for f in run.folder.iterdir()}
+    assert names >= {
+        "adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "chat_template.jinja",
+        "generation_config.json", "recipe.yaml", "run.json", "data.json", "metrics.jsonl",
+        "samples.json", "loss.png", "README.md", "manifest.json",
+    }  # fmt: skip
+    facts = run.facts
+    assert facts["result"]["steps"] == 4
+    assert facts["reload_difference"] <= 1e-5
+    assert facts["base"]["fingerprint"]
+    assert facts["data"]["train"] + facts["data"]["validation"] == 32
+    assert facts["versions"]["trl"]
+    assert (run.folder / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_samples_set_the_base_beside_the_tuned_model(run: Run) -> None:
+    assert len(run.samples) == 4
+    for sample in run.samples:
+        assert sample["prompt"]
+        assert {"text", "tokens", "stopped"} == set(sample["base"]) == set(sample["tuned"])
+
+
+def test_validation_loss_is_the_mean_over_supervised_tokens(run: Run) -> None:
+    """The best checkpoint's loss, computed again with transformers' own logits and loss."""
+    import torch
+
+    from chattune.data import prepare
+    from chattune.device import find_device
+    from chattune.models import load
+
+    model = load(run.folder, find_device()).model
+    nats = tokens = 0.0
+    with torch.no_grad():
+        for row in prepare(run.recipe).validation:
+            labels = torch.tensor([row["labels"]])
+            out = model(torch.tensor([row["input_ids"]]), labels=labels)
+            count = int((labels[:, 1:] != -100).sum())
+            nats, tokens = nats + float(out.loss) * count, tokens + count
+    assert run.facts["result"]["validation_loss"] == pytest.approx(nats / tokens, rel=1e-4)
+
+
+def test_other_tools_load_the_run_folder(run: Run) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(run.folder)
+    tokenizer = AutoTokenizer.from_pretrained(run.folder)
+    ids = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hi"}], add_generation_prompt=True, return_tensors="pt"
+    )["input_ids"]
+    assert model(ids).logits.shape[-1] == model.config.vocab_size
+    assert tokenizer.pad_token is None  # none was, and none is made up
+
+
+def test_conversations_learned_by_heart_are_answered_word_for_word(
+    talk_file: Path, tmp_path: Path
+) -> None:
+    learned = recipe(
+        Path("starter"), talk_file, lora__rank=16, lora__alpha=32, lora__dropout=0,
+        training__steps=40, training__batch_size=4, training__learning_rate=4e-3,
+        training__evaluate_every=40, training__schedule="linear",
+    )  # fmt: skip
+    bot = Chatbot.load(tune(learned, tmp_path / "run").folder)
+    for question, answer in TALK:
+        bot.reset()
+        reply = bot.reply(question, GREEDY)
+        assert (reply.text, reply.finish) == (answer, "stop")
+
+
+def test_a_resumed_run_equals_one_that_was_never_stopped(
+    tiny_base: Path, talk_file: Path, tmp_path: Path
+) -> None:
+    whole = tune(recipe(tiny_base, talk_file, training__steps=6), tmp_path / "whole")
+    tune(recipe(tiny_base, talk_file, training__steps=2), tmp_path / "parts")
+    parts = tune(recipe(tiny_base, talk_file, training__steps=6), tmp_path / "parts", resume=True)
+    a, b = adapter(whole), adapter(parts)
+    assert a.keys() == b.keys()
+    assert all(a[k].equal(b[k]) for k in a)
+    assert [m["loss"] for m in metrics(parts.folder)] == [m["loss"] for m in metrics(whole.folder)]
+
+
+def test_a_signal_saves_and_resume_goes_on(
+    tiny_base: Path, talk_file: Path, tmp_path: Path
+) -> None:
+    class Impatient(Unwatched):
+        def step(self, step: int, loss: float | None, tokens_per_s: float) -> None:
+            if step == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    plain = recipe(tiny_base, talk_file, training__steps=6)
+    whole = tune(plain, tmp_path / "whole")
+    with pytest.raises(Interrupted) as stop:
+        tune(plain, tmp_path / "run", watcher=Impatient())
+    assert stop.value.exit_code == 143
+    with pytest.raises(RunError, match="not finished"):
+        Run.open(tmp_path / "run")
+    resumed = tune(plain, tmp_path / "run", resume=True)
+    assert [m["step"] for m in metrics(resumed.folder)] == [1, 2, 3, 4, 5, 6]
+    a, b = adapter(whole), adapter(resumed)
+    assert all(a[k].equal(b[k]) for k in a)
+
+
+def test_a_checkpoint_whose_saving_was_cut_short_is_passed_over(
+    tiny_base: Path, talk_file: Path, tmp_path: Path
+) -> None:
+    two = tune(recipe(tiny_base, talk_file, training__steps=2), tmp_path / "run")
+    half = two.folder / "checkpoints" / "checkpoint-3"
+    half.mkdir()
+    (half / "trainer_state.json").write_text("{")
+    more = tune(recipe(tiny_base, talk_file, training__steps=4), two.folder, resume=True)
+    assert more.facts["result"]["steps"] == 4
+
+
+def test_going_on_with_another_recipe_is_refused(run: Run) -> None:
+    other = run.recipe.model_copy(update={"seed": 5})
+    with pytest.raises(RunError, match=r"seed \(was 0, now 5\)"):
+        tune(other, run.folder, resume=True)
+
+
+def test_a_finished_run_has_nothing_to_go_on_with(run: Run) -> None:
+    before = (run.folder / "manifest.json").read_bytes()
+    assert tune(run.recipe, run.folder, resume=True) == run
+    assert (run.folder / "manifest.json").read_bytes() == before
+
+
+def test_batch_and_accumulation_make_one_step(
+    tiny_base: Path, talk_file: Path, tmp_path: Path
+) -> None:
+    """4 x 1 and 2 x 2 conversations are the same step; only rounding differs."""
+    runs = [
+        tune(
+            recipe(
+                tiny_base, talk_file, lora__dropout=0,
+                training__batch_size=size, training__accumulation=4 // size,
+            ),
+            tmp_path / str(size),
+        )
+        for size in (4, 2, 1)
+    ]  # fmt: skip
+    first = adapter(runs[0])
+    for other in map(adapter, runs[1:]):
+        assert all(first[k].allclose(other[k], atol=2e-5) for k in first)
+
+
+def test_early_stopping_and_best_adapter(tiny_base: Path, tmp_path: Path) -> None:
+    """A rate that wrecks the model: the first validation stays the best, and is what is kept."""
+    data = write_talk(
+        tmp_path / "talk.jsonl", [(f"{q} ({i})", a) for i in range(8) for q, a in TALK]
+    )
+    wild = recipe(
+        tiny_base, data, data__validation=0.25, training__steps=40, training__patience=2,
+        training__learning_rate=3.0, training__evaluate_every=1, training__warmup_ratio=0,
+    )  # fmt: skip
+    result = tune(wild, tmp_path / "run").facts["result"]
+    losses = [m["validation_loss"] for m in metrics(tmp_path / "run") if "validation_loss" in m]
+    assert result["steps"] < 40
+    assert result["validation_loss"] == min(losses)
+    assert losses[result["best_step"] - 1] == min(losses)
+
+
+def test_fields_of_the_recipe_reach_the_training(
+    tiny_base: Path, talk_file: Path, tmp_path: Path
+) -> None:
+    ready = recipe(
+        tiny_base, talk_file, lora__rank=3, lora__alpha=9, lora__dropout=0.2,
+        lora__targets=["q_proj"], training__steps=10, training__warmup_ratio=0.2,
+        training__schedule="linear", training__learning_rate=1e-3,
+    )  # fmt: skip
+    run = tune(ready, tmp_path / "run")
+    saved = json.loads((run.folder / "adapter_config.json").read_text())
+    assert (saved["r"], saved["lora_alpha"], saved["lora_dropout"]) == (3, 9, 0.2)
+    assert saved["target_modules"] == ["q_proj"]
+    rates = [m["learning_rate"] for m in metrics(run.folder)]
+    assert rates[0] == 0
+    assert rates[2] == pytest.approx(1e-3)
+    assert rates == sorted(rates[:3]) + sorted(rates[3:], reverse=True)
+
+
+def test_epochs_come_to_steps(tiny_base: Path, talk_file: Path) -> None:
+    half = recipe(tiny_base, talk_file, training__steps=None, training__epochs=2.5)
+    assert plan(half).steps == 5  # 4 conversations, 2 a step
+
+
+def test_all_is_refused_before_anything_is_written(
+    tiny_base: Path, talk_file: Path, tmp_path: Path, run: Run
+) -> None:
+    target = tmp_path / "run"
+    for wrong, said in [
+        (recipe(tiny_base, talk_file, data__max_length=256), "128 positions"),
+        (recipe(tiny_base, talk_file, lora__targets=["q_prj"]), "did you mean q_proj"),
+    ]:
+        with pytest.raises(RecipeError, match=said):
+            tune(wrong, target)
+        assert not target.exists()
+    with pytest.raises(RunError, match="already holds a run"):
+        tune(recipe(tiny_base, talk_file), run.folder)
+    with pytest.raises(RunError, match="cannot be written to"):
+        tune(recipe(tiny_base, talk_file), talk_file / "run")
+
+
+def test_dry_run_says_what_would_be_done(
+    tiny_base: Path, talk_file: Path, tmp_path: Path, cli: Any
+) -> None:
+    outcome: Outcome = cli(
+        "tune", "starter", "--base", tiny_base, "--data", talk_file, "--set", "data.max_length=64",
+        "--output", tmp_path / "run", "--dry-run",
+    )  # fmt: skip
+    assert outcome.code == 0
+    for said in ("memory: about", "time: about", "device: ", "dtype: ", "passes over the data"):
+        assert said in outcome.out
+    assert not (tmp_path / "run").exists()
