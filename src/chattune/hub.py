@@ -27,16 +27,19 @@ class NotReached(HubError):
     """Not in the cache, and there is no network or it may not be used."""
 
 
-def fetch(name: str, kind: Kind, patterns: Sequence[str]) -> Path:
-    """Bring the files of the main branch that match into the Hub's cache; return their folder.
+def fetch(name: str, kind: Kind, patterns: Sequence[str], revision: str | None = None) -> Path:
+    """Bring the files that match into the Hub's cache; return their folder, named by the commit.
 
-    With no network, the folder as it was brought down last. Raises HubError.
+    Without a revision: of the main branch, or with no network as it was brought down last. Raises
+    HubError.
     """
     import huggingface_hub
 
     with quiet_hub(), plain_errors():
         folder = Path(
-            huggingface_hub.snapshot_download(name, repo_type=kind, allow_patterns=list(patterns))
+            huggingface_hub.snapshot_download(
+                name, repo_type=kind, allow_patterns=list(patterns), revision=revision
+            )
         )
         _compare_hashes(name, kind, folder)
     return folder
@@ -64,7 +67,7 @@ def _compare_hashes(name: str, kind: Kind, folder: Path) -> None:
 
     files = _listing(folder)
     marker = folder / _MARKER
-    if marker.exists() and marker.read_text("utf-8") == files:
+    if not files or (marker.exists() and marker.read_text("utf-8") == files):
         return
     try:
         api = huggingface_hub.HfApi()
@@ -95,7 +98,7 @@ def _listing(folder: Path) -> str:
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Turn what the Hub's client raises, its network library's own errors included, into HubError."""
+    """Turn what the Hub's client and the network library below it raise into HubError."""
     from huggingface_hub import errors as hub
     from huggingface_hub.utils import httpx
 
@@ -115,6 +118,7 @@ def quiet_hub(*libraries: Any) -> Iterator[None]:
 
     `libraries` are others with bars that are switched as the Hub client's are.
     """
+    import huggingface_hub.utils.logging  # sets the logger's level when it is imported
     from huggingface_hub import utils
 
     watched = sys.stderr.isatty() and not os.environ.get("CI")

@@ -2,14 +2,17 @@
 
 import json
 import os
+import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from chattune.chat import Chatbot
-from chattune.errors import Interrupted, RecipeError, RunError
+from chattune.device import find_device
+from chattune.errors import BaseError, Interrupted, RecipeError, RunError
 from chattune.generate import Decoding
 from chattune.recipe import Recipe
 from chattune.run import Run
@@ -214,6 +217,30 @@ def test_batch_and_accumulation_make_one_step(
     first = adapter(runs[0])
     for other in map(adapter, runs[1:]):
         assert all(first[k].allclose(other[k], atol=2e-5) for k in first)
+
+
+def test_recomputing_activations_changes_nothing_but_memory(
+    tiny_base: Path, talk_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = recipe(tiny_base, talk_file)
+    a = adapter(tune(plain, tmp_path / "plain"))
+    small = replace(find_device(), memory=1 << 20)
+    monkeypatch.setattr("chattune.tune.find_device", lambda: small)
+    assert plan(plain).estimate.checkpointing
+    b = adapter(tune(plain, tmp_path / "recomputed"))
+    assert all(a[k].allclose(b[k], atol=1e-6) for k in a)
+
+
+def test_a_damaged_base_leaves_no_folder_behind(
+    tiny_base: Path, talk_file: Path, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_base, base)
+    weights = base / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(BaseError, match="weights cannot be loaded"):
+        tune(recipe(base, talk_file), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_early_stopping_and_best_adapter(tiny_base: Path, tmp_path: Path) -> None:

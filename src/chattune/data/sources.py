@@ -12,7 +12,7 @@ import random
 import re
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -139,17 +139,20 @@ def _hub_rows(recipe: DataRecipe, seed: int) -> Iterator[Row]:
     source = recipe.source
     try:
         with hub.quiet_hub(datasets):
-            files, size = _hub_files(source)
-            streamed = recipe.rows is not None and size > MAX_FETCHED
-            folder = hub.fetch(source, "dataset", ["README.md", *([] if streamed else files)])
-            take = _streamed if streamed else _fetched
-            yield from take(recipe, folder.name, seed)
+            commit = hub.fetch(source, "dataset", ["README.md"]).name
+            builder = _builder(source, commit)
+            files = _hub_files(builder)
+            if recipe.rows is None or _hub_size(source, commit, files) <= MAX_FETCHED:
+                hub.fetch(source, "dataset", [glob.escape(file) for file in files], commit)
+                yield from _fetched_rows(builder, recipe, seed)
+            else:
+                yield from _streamed_rows(builder, recipe, seed)
     except (DatasetNotFoundError, hub.NotThere) as error:
         raise DataError(
             f"{source}: no such data set on the Hub (or it is private: hf auth login), "
             "and no such file"
         ) from error
-    except (hub.NotReached, ConnectionError) as error:
+    except hub.NotReached as error:
         raise DataError(
             f"{source}: not on this machine and the Hub cannot be reached; where there is a "
             f"network run `hf download --repo-type dataset {source} --local-dir FOLDER`, and give "
@@ -164,15 +167,54 @@ def _hub_rows(recipe: DataRecipe, seed: int) -> Iterator[Row]:
         ) from error
 
 
-def _hub_files(source: str) -> tuple[list[str], int]:
-    """Paths of the data set's files, as patterns, and their size in bytes."""
+def _builder(source: str, commit: str) -> Any:
     import datasets
-    import huggingface_hub
 
     try:
-        about = huggingface_hub.HfApi().dataset_info(source, files_metadata=True)
-    builder = datasets.load_dataset_builder(source)
-    paths = 
+        return datasets.load_dataset_builder(source, revision=commit)
+    except ConnectionError as error:
+        raise hub.NotReached(hub.brief(error)) from error
+
+
+def _hub_files(builder: Any) -> list[str]:
+    """Paths in the repository of a configuration's files; none where the Hub was not reached."""
+    urls = itertools.chain.from_iterable((builder.config.data_files or {}).values())
+    return [url.partition("@")[2].partition("/")[2] for url in urls if url.startswith("hf://")]
+
+
+def _hub_size(source: str, commit: str, files: list[str]) -> int:
+    import huggingface_hub
+
+    if not files:
+        return 0
+    about = huggingface_hub.HfApi().dataset_info(source, revision=commit, files_metadata=True)
+    return sum(file.size or 0 for file in about.siblings or [] if file.rfilename in set(files))
+
+
+def _fetched_rows(builder: Any, recipe: DataRecipe, seed: int) -> Iterator[Row]:
+    """All rows, memory-mapped, or a uniform sample of them, in their order."""
+    builder.download_and_prepare()
+    data = builder.as_dataset(split=recipe.split)
+    chosen: Iterable[int] = range(len(data))
+    if recipe.rows is not None and recipe.rows < len(data):
+        chosen = sorted(random.Random(seed).sample(range(len(data)), recipe.rows))
+    for i in chosen:
+        yield Row(f"{recipe.source}: row {i + 1}", data[i])
+
+
+def _streamed_rows(builder: Any, recipe: DataRecipe, seed: int) -> Iterator[Row]:
+    """A sample: row groups (or files) in a random order, and rows shuffled within a buffer.
+
+    Less even than a uniform sample, but little more than the buffer comes down.
+    """
+    import datasets
+
+    datasets.config.STREAMING_READ_MAX_RETRIES = _STREAMING_RETRIES  # of 20: ten minutes
+    datasets.config.STREAMING_OPEN_MAX_RETRIES = _STREAMING_RETRIES
+    data = builder.as_streaming_dataset(split=recipe.split).reshard()
+    data = data.shuffle(seed=seed, buffer_size=_SHUFFLE_BUFFER).take(recipe.rows)
+    for i, fields in enumerate(data):
+        yield Row(f"{recipe.source}: sampled row {i + 1}", dict(fields))
 
 
 def _suffix(path: Path) -> str:

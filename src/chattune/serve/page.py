@@ -1,5 +1,6 @@
 """The Gradio chat page: streaming, stop, and the decoding parameters."""
 
+import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -7,12 +8,15 @@ import gradio as gr
 
 from chattune.chat import Chatbot
 from chattune.conversation import Message
-from chattune.errors import UserError
+from chattune.errors import ChatError, UserError
 
 if TYPE_CHECKING:
     from gradio import ChatInterface
 
 _MAX_MESSAGE = 20_000  # characters; the model sees far fewer tokens than that
+_SILENCE = "(the model ended its reply at once)"
+
+log = logging.getLogger(__name__)
 
 
 def chat_page(bot: Chatbot, title: str) -> "ChatInterface":
@@ -31,6 +35,8 @@ def chat_page(bot: Chatbot, title: str) -> "ChatInterface":
     ) -> Iterator[str]:
         visitor = bot.fresh(system=system, messages=_messages(history))
         try:
+            if len(text) > _MAX_MESSAGE:  # the page holds this limit, other clients may not
+                raise ChatError(f"the message is over {_MAX_MESSAGE:,} characters; shorten it")
             decoding = start.but(
                 temperature=temperature,
                 top_k=int(top_k),
@@ -43,9 +49,9 @@ def chat_page(bot: Chatbot, title: str) -> "ChatInterface":
                 said += piece
                 yield said
             if not said:
-                yield "(the model ended its reply at once)"
+                yield _SILENCE
         except UserError as error:
-            raise gr.Error(str(error)) from error
+            raise gr.Error(str(error), print_exception=False) from None
 
     return gr.ChatInterface(
         answer,
@@ -53,7 +59,14 @@ def chat_page(bot: Chatbot, title: str) -> "ChatInterface":
         textbox=gr.Textbox(
             placeholder="Type a message", max_length=_MAX_MESSAGE, submit_btn=True, stop_btn=True
         ),
-        chatbot=gr.Chatbot(height="60vh", label="conversation", sanitize_html=True),
+        chatbot=gr.Chatbot(
+            show_label=False,
+            placeholder="Say something to begin.",
+            height=200,  # at least; `scale` gives it the rest of the window
+            scale=1,
+            buttons=["copy", "copy_all"],  # not "share", which posts on a public forum
+            sanitize_html=True,
+        ),
         additional_inputs_accordion=gr.Accordion("Settings", open=False),
         additional_inputs=[
             gr.Textbox("", label="System prompt", max_length=_MAX_MESSAGE),
@@ -82,20 +95,45 @@ def serve_page(
 ) -> None:
     """Serve the page until Ctrl-C. Raises UserError if the port is taken. Never shared."""
     page = chat_page(bot, title).queue(max_size=32)
+    url = open_page(page, host, port)
+    log.info("chat page: %s (Ctrl-C ends it)", url)
+    page.block_thread()
+
+
+def open_page(page: "ChatInterface", host: str, port: int | None) -> str:
+    """Start serving and return the address. What Gradio would publish or keep is switched off."""
     try:
-        page.launch(
-            server_name=host, server_port=port, share=False, quiet=False, max_file_size="1mb"
+        _, url, _ = page.launch(
+            server_name=host,
+            server_port=port,
+            prevent_thread_lock=True,
+            quiet=True,
+            share=False,
+            mcp_server=False,
+            ssr_mode=False,
+            enable_monitoring=False,
+            run_history=False,
+            footer_links=[],
+            max_file_size="1mb",
         )
     except OSError as error:
         raise UserError(f"--port {port}: cannot be listened on ({error}); choose another") from None
+    return str(url)
 
 
 def _messages(history: list[dict[str, Any]]) -> list[Message]:
-    """Gradio's history as messages; its content is a text or a list of parts."""
-    return [Message(turn["role"], _words(turn["content"])) for turn in history]
+    """Gradio's history as messages, without what was asked and never answered."""
+    turns = [Message(turn["role"], _words(turn["content"])) for turn in history]
+    return [
+        message
+        for asked, answered in zip(turns, turns[1:], strict=False)
+        if (asked.role, answered.role) == ("user", "assistant") and answered.content != _SILENCE
+        for message in (asked, answered)
+    ]
 
 
 def _words(content: Any) -> str:
+    """A message's content is a text, or a list of parts."""
     if isinstance(content, str):
         return content
     return "".join(part.get("text", "") for part in content if isinstance(part, dict))

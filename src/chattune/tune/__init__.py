@@ -4,9 +4,11 @@ import gc
 import importlib.metadata
 import logging
 import platform
+import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from chattune import run as folders
@@ -107,8 +109,8 @@ def tune(
     ready = plan(recipe)
     if resume and (done := _nothing_left(folder, ready.steps)):
         return done
-    _open_folder(folder, recipe)
     model = add_lora(load_base(ready.base, ready.device), recipe.lora, recipe.seed)
+    _open_folder(folder, recipe)
     result, signum = train(
         model,
         ready.prepared,
@@ -236,3 +238,15 @@ def _nothing_left(folder: Path, steps: int) -> Run | None:
         return None
     log.info("%s is finished: %d steps are done", folder, step_of(last))
     return Run.open(folder)
+
+
+class _Verb(ModuleType):
+    """This stage is called as its verb: `chattune.tune(recipe, folder)` is the function before the
+    stage was imported, and this module, which Python then binds to the same name, after.
+    """
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Run:
+        return tune(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _Verb

@@ -73,8 +73,8 @@ def train(
     """Train the adapter in place, from the last checkpoint in `folder` if there is one.
 
     Ends with the adapter of the lowest validation loss in the model (the last one where nothing is
-    held out). Returns the result, and the signal that stopped it early, if one did: the state of the
-    last step is then in a checkpoint.
+    held out). Returns the result, and the signal that stopped it early, if one did: the last
+    step's state is then in a checkpoint.
     """
     steps = total_steps(recipe, len(prepared.train))
     with Interruption() as interruption, _without_pad_token(prepared) as tokenizer:

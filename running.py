@@ -1,0 +1,42 @@
+"""Open the chat page: `python running.py [RUN_OR_MODEL]`.
+
+Without an argument, the newest finished run in runs/ answers; with no run yet, the embedded
+starter is offered.
+"""
+
+import sys
+from pathlib import Path
+
+from chattune.cli import main
+from chattune.run import MANIFEST
+
+
+def newest_run(folder: Path = Path("runs")) -> Path | None:
+    """The finished run that was sealed last."""
+    manifests = folder.glob(f"*/{MANIFEST}")
+    newest = max(manifests, key=lambda m: m.stat().st_mtime, default=None)
+    return newest.parent if newest else None
+
+
+def wants_starter() -> bool:
+    """Ask; nobody there to answer means no."""
+    print("There is no run in runs/ yet.", file=sys.stderr)
+    question = "Tune the embedded starter now? It takes a few minutes and no network. [Y/n] "
+    try:
+        return sys.stdin.isatty() and input(question).strip().lower() in ("", "y", "yes")
+    except EOFError:
+        return False
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 1:
+        run = newest_run()
+        if run is not None:
+            sys.argv += ["serve", str(run)]
+        elif wants_starter():
+            sys.argv += ["quickstart"]
+        else:
+            sys.exit("Make one with: chattune quickstart (or: chattune tune RECIPE)")
+    else:
+        sys.argv.insert(1, "serve")
+    main()

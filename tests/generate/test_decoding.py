@@ -1,0 +1,91 @@
+"""Decoding parameters: the study's defaults, and one line about a wrong value."""
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from chattune.errors import ChatError
+from chattune.generate import Decoding
+
+
+def test_defaults_are_the_studys() -> None:
+    assert Decoding().model_dump() == {
+        "temperature": 0.9,
+        "top_k": 30,
+        "top_p": 0.95,
+        "max_new_tokens": 256,
+        "repetition_penalty": 1.0,
+        "seed": None,
+    }
+
+
+def test_but_changes_a_copy() -> None:
+    start = Decoding()
+    assert start.but(top_k=5, seed=1) == Decoding(top_k=5, seed=1)
+    assert start == Decoding()
+
+
+def test_parameters_cannot_be_changed_in_place() -> None:
+    with pytest.raises(ValidationError):
+        Decoding().top_k = 5
+
+
+def test_every_parameter_is_described() -> None:
+    assert all(field.description for field in Decoding.model_fields.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("temperature", "0", 0.0),
+        ("temperature", "1.5", 1.5),
+        ("top_k", "0", 0),
+        ("top_p", "1", 1.0),
+        ("seed", "7", 7),
+        ("seed", None, None),
+    ],
+)
+def test_values_may_come_as_text(name: str, text: str | None, value: Any) -> None:
+    assert getattr(Decoding(seed=3).but(**{name: text}), name) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temperature", -0.1),
+        ("temperature", 5.1),
+        ("temperature", "hot"),
+        ("temperature", ""),
+        ("temperature", None),
+        ("temperature", float("nan")),
+        ("temperature", float("inf")),
+        ("top_k", -1),
+        ("top_k", 2.5),
+        ("top_p", 0),
+        ("top_p", 1.1),
+        ("top_p", float("nan")),
+        ("max_new_tokens", 0),
+        ("max_new_tokens", "many"),
+        ("repetition_penalty", 0),
+        ("repetition_penalty", 6),
+        ("seed", -1),
+        ("seed", 2**70),
+    ],
+)
+def test_a_wrong_value_is_named_in_one_line(name: str, value: Any) -> None:
+    with pytest.raises(ChatError) as caught:
+        Decoding().but(**{name: value})
+    said = str(caught.value)
+    assert said.startswith(f"{name}: ")
+    assert said.endswith(f"not {value!r}")
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize("name", ["temprature", "", "top-k", "self", "model_config"])
+def test_an_unknown_setting_lists_those_there_are(name: str) -> None:
+    with pytest.raises(ChatError) as caught:
+        Decoding().but(**{name: 1})
+    said = str(caught.value)
+    assert said.startswith(f"{name}: no such setting; there are temperature, top_k, top_p")
+    assert "\n" not in said

@@ -1,0 +1,275 @@
+"""The reference engine beside transformers' own generate: the same tokens, the same odds."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from chattune.generate import Decoding
+from chattune.generate.reference import ReferenceEngine
+
+PROMPT = [11, 502, 77, 31, 900, 42]
+OTHER = [7, 7, 2040, 5]
+NEVER = (-1,)
+GREEDY = Decoding(temperature=0, max_new_tokens=40)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Many threads on so small a model cost more than they bring."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_base: Path) -> Any:
+    """The tiny model with larger weights: as it comes, it repeats one token for ever."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.dim() > 1:
+                weight.mul_(8.0 if "wpe" in name or "mlp" in name else 4.0)
+    return model.eval()
+
+
+@pytest.fixture
+def engine(model: Any) -> ReferenceEngine:
+    return ReferenceEngine(model, NEVER)
+
+
+def written(engine: ReferenceEngine, prompt: list[int], decoding: Decoding) -> list[int]:
+    return [token for _, token in engine.generate([prompt], decoding)]
+
+
+def by_transformers(model: Any, prompt: list[int], **options: Any) -> Any:
+    """transformers' generate, never ended by an end token."""
+    from transformers import GenerationConfig
+
+    ids = torch.tensor([prompt])
+    config = GenerationConfig(
+        eos_token_id=NEVER[0], pad_token_id=0, return_dict_in_generate=True, **options
+    )
+    return model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
+
+
+@contextmanager
+def forwards_counted(model: Any) -> Iterator[list[int]]:
+    """Tokens that each forward pass was given."""
+    seen: list[int] = []
+    hook = model.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[1]))
+    try:
+        yield seen
+    finally:
+        hook.remove()
+
+
+# --- greedy ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prompt", [PROMPT, OTHER, [3], list(range(100, 170))])
+def test_greedy_equals_transformers_beyond_the_local_window(
+    engine: ReferenceEngine, model: Any, prompt: list[int]
+) -> None:
+    """40 tokens after a window of 16: the local layer has forgotten the first of them."""
+    ours = written(engine, prompt, GREEDY)
+    theirs = by_transformers(model, prompt, do_sample=False, max_new_tokens=40)
+    assert ours == theirs.sequences[0, len(prompt) :].tolist()
+    assert len(ours) == 40
+
+
+def test_the_greedy_test_sees_varied_tokens(engine: ReferenceEngine) -> None:
+    assert len(set(written(engine, PROMPT, GREEDY))) > 10
+
+
+def test_greedy_looks_at_neither_seed_nor_filters(engine: ReferenceEngine) -> None:
+    plain = written(engine, PROMPT, GREEDY)
+    assert written(engine, PROMPT, GREEDY.but(seed=1, top_k=5, top_p=0.5)) == plain
+    assert written(engine, PROMPT, GREEDY.but(seed=2)) == plain
+
+
+def test_greedy_with_a_repetition_penalty_equals_transformers(
+    engine: ReferenceEngine, model: Any
+) -> None:
+    ours = written(engine, PROMPT, GREEDY.but(repetition_penalty=1.5))
+    theirs = by_transformers(
+        model, PROMPT, do_sample=False, max_new_tokens=40, repetition_penalty=1.5
+    )
+    assert ours == theirs.sequences[0, len(PROMPT) :].tolist()
+
+
+def test_a_strong_repetition_penalty_repeats_nothing(engine: ReferenceEngine) -> None:
+    ours = written(engine, [5], GREEDY.but(repetition_penalty=5, max_new_tokens=30))
+    assert len(set(ours)) == 30
+
+
+# --- sampling ----------------------------------------------------------------------------------
+
+FILTERS: list[dict[str, float]] = [
+    {},
+    {"temperature": 0.3},
+    {"temperature": 2.0},
+    {"top_k": 1},
+    {"top_k": 5},
+    {"top_p": 0.5},
+    {"top_p": 0.95},
+    {"repetition_penalty": 1.3},
+    {"temperature": 0.9, "top_k": 30, "top_p": 0.95},
+    {"temperature": 1.4, "top_k": 12, "top_p": 0.8, "repetition_penalty": 1.7},
+]
+
+
+@pytest.mark.parametrize("filters", FILTERS, ids=lambda f: " ".join(f) or "none")
+def test_tokens_are_drawn_with_transformers_odds(
+    engine: ReferenceEngine,
+    model: Any,
+    filters: dict[str, float],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    odds: list[torch.Tensor] = []
+    draw = torch.multinomial
+
+    def watched(probabilities: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+        odds.append(probabilities.clone())
+        return draw(probabilities, *args, **options)
+
+    whole = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0} | filters
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "multinomial", watched)
+        ours = written(engine, PROMPT, Decoding(max_new_tokens=6, seed=3, **whole))
+    for i, mine in enumerate(odds):
+        theirs = by_transformers(
+            model, PROMPT + ours[:i], do_sample=True, max_new_tokens=1, output_scores=True, **whole
+        )
+        torch.testing.assert_close(mine, theirs.scores[0].softmax(-1), rtol=1e-3, atol=1e-6)
+        assert mine[0, ours[i]] > 0
+
+
+def test_one_candidate_is_greedy(engine: ReferenceEngine) -> None:
+    greedy = written(engine, PROMPT, GREEDY)
+    assert written(engine, PROMPT, GREEDY.but(temperature=1, top_k=1)) == greedy
+    assert written(engine, PROMPT, GREEDY.but(temperature=1, top_p=1e-9)) == greedy
+
+
+def test_a_tiny_temperature_is_almost_greedy(engine: ReferenceEngine) -> None:
+    greedy = written(engine, PROMPT, GREEDY)
+    for temperature in (1e-3, 1e-6, 1e-40):
+        assert written(engine, PROMPT, GREEDY.but(temperature=temperature, top_k=0)) == greedy
+
+
+def test_more_candidates_than_there_are_tokens_keep_all(engine: ReferenceEngine) -> None:
+    few = Decoding(max_new_tokens=5, seed=1, top_k=0)
+    assert written(engine, PROMPT, few.but(top_k=10**9)) == written(engine, PROMPT, few)
+
+
+SAMPLED = Decoding(max_new_tokens=20, temperature=1.5, top_k=0, top_p=1)
+
+
+def test_a_seed_gives_the_same_reply(engine: ReferenceEngine) -> None:
+    first = written(engine, PROMPT, SAMPLED.but(seed=5))
+    torch.rand(3)  # the global generator has no say
+    assert written(engine, PROMPT, SAMPLED.but(seed=5)) == first
+    assert written(engine, PROMPT, SAMPLED.but(seed=6)) != first
+
+
+def test_a_seed_leaves_the_global_generator_alone(engine: ReferenceEngine) -> None:
+    before = torch.get_rng_state()
+    written(engine, PROMPT, SAMPLED.but(seed=5))
+    written(engine, PROMPT, SAMPLED)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_without_a_seed_replies_differ(engine: ReferenceEngine) -> None:
+    assert written(engine, PROMPT, SAMPLED) != written(engine, PROMPT, SAMPLED)
+
+
+def test_the_largest_seed_is_taken(engine: ReferenceEngine) -> None:
+    seeded = SAMPLED.but(seed=2**63 - 1)
+    assert written(engine, PROMPT, seeded) == written(engine, PROMPT, seeded)
+
+
+# --- ends --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", [1, 2, 40])
+def test_a_reply_without_an_end_has_all_its_tokens(engine: ReferenceEngine, length: int) -> None:
+    greedy = written(engine, PROMPT, GREEDY)
+    assert written(engine, PROMPT, GREEDY.but(max_new_tokens=length)) == greedy[:length]
+
+
+def test_a_reply_stops_with_an_end_token_and_tells_it(engine: ReferenceEngine, model: Any) -> None:
+    greedy = written(engine, PROMPT, GREEDY)
+    end = greedy[12]
+    first = greedy.index(end)
+    assert written(ReferenceEngine(model, {end}), PROMPT, GREEDY) == greedy[: first + 1]
+
+
+def test_any_of_several_end_tokens_stops(engine: ReferenceEngine, model: Any) -> None:
+    greedy = written(engine, PROMPT, GREEDY)
+    ends = {greedy[5], greedy[20]}
+    first = min(map(greedy.index, ends))
+    assert written(ReferenceEngine(model, ends), PROMPT, GREEDY) == greedy[: first + 1]
+
+
+def test_prompt_and_reply_may_fill_every_position(engine: ReferenceEngine) -> None:
+    prompt = list(range(300, 400))
+    assert len(written(engine, prompt, GREEDY.but(max_new_tokens=28))) == 28
+
+
+def test_an_end_token_in_the_prompt_stops_nothing(engine: ReferenceEngine, model: Any) -> None:
+    greedy = written(engine, PROMPT, GREEDY)
+    end = next(token for token in PROMPT if token not in greedy)
+    assert written(ReferenceEngine(model, {end}), PROMPT, GREEDY) == greedy
+
+
+# --- several prompts, and closing --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("decoding", [GREEDY, SAMPLED.but(seed=4)], ids=["greedy", "sampled"])
+def test_several_prompts_get_the_replies_they_get_alone(
+    engine: ReferenceEngine, decoding: Decoding
+) -> None:
+    prompts = [PROMPT, OTHER, [3], PROMPT]
+    replies: list[list[int]] = [[] for _ in prompts]
+    for index, token in engine.generate(prompts, decoding):
+        replies[index].append(token)
+    assert replies == [written(engine, prompt, decoding) for prompt in prompts]
+
+
+def test_no_prompts_get_no_replies(engine: ReferenceEngine) -> None:
+    assert list(engine.generate([], GREEDY)) == []
+
+
+def test_nothing_is_computed_before_or_beyond_what_is_read(
+    engine: ReferenceEngine, model: Any
+) -> None:
+    with forwards_counted(model) as passes:
+        tokens = engine.generate([PROMPT, OTHER], GREEDY)
+        assert passes == []
+        for _ in range(3):
+            next(tokens)
+        assert len(passes) == 3
+        tokens.close()  # type: ignore[attr-defined]
+        assert list(tokens) == []
+        assert len(passes) == 3
+
+
+def test_each_token_is_computed_once(engine: ReferenceEngine, model: Any) -> None:
+    with forwards_counted(model) as passes:
+        written(engine, PROMPT, GREEDY.but(max_new_tokens=5))
+    assert passes == [len(PROMPT), 1, 1, 1, 1]
+
+
+def test_the_engine_switches_dropout_off(tiny_base: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_base)
+    model.train()
+    ReferenceEngine(model, NEVER)
+    assert not model.training

@@ -1,0 +1,118 @@
+"""Rows in every format that chattune knows, files of them, and recipes that prepare them."""
+
+import csv
+import functools
+import gzip
+import io
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from chattune.base import starter_folder
+from chattune.data import Prepared
+from chattune.recipe import Recipe, load_recipe
+from chattune.template import Template
+
+END = "<|endoftext|>"
+IGNORED = -100
+
+# One question and its answer as a row of each format.
+SHAPES: dict[str, Callable[[Any, Any], dict[str, Any]]] = {
+    "messages": lambda q, a: {
+        "messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]
+    },
+    "sharegpt": lambda q, a: {
+        "id": "s1",
+        "conversations": [{"from": "human", "value": q}, {"from": "gpt", "value": a}],
+    },
+    "oasst-tree": lambda q, a: {
+        "message_tree_id": "t1",
+        "prompt": {
+            "text": q,
+            "role": "prompter",
+            "replies": [{"text": a, "role": "assistant", "rank": 0, "replies": []}],
+        },
+    },
+    "guanaco": lambda q, a: {"text": f"### Human: {q}### Assistant: {a}"},
+    "openorca": lambda q, a: {"id": "o1", "system_prompt": "", "question": q, "response": a},
+    "dolly": lambda q, a: {"instruction": q, "context": "", "response": a, "category": "open_qa"},
+    "alpaca": lambda q, a: {"instruction": q, "input": "", "output": a},
+    "prompt-completion": lambda q, a: {"prompt": q, "completion": a},
+    "question-answer": lambda q, a: {"question": q, "answer": a},
+}
+
+
+def exchanges(count: int) -> list[tuple[str, str]]:
+    """So many different questions, each with an answer of its own."""
+    return [(f"What comes after {i}?", f"After {i} comes {i + 1}.") for i in range(count)]
+
+
+def talk(count: int, shape: str = "messages") -> list[dict[str, Any]]:
+    """So many usable rows of one format."""
+    return [SHAPES[shape](q, a) for q, a in exchanges(count)]
+
+
+def lines(rows: Iterable[Any]) -> bytes:
+    """Rows as JSON Lines."""
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def write(path: Path, content: bytes) -> Path:
+    """Write a file in a folder that need not be there, gzipped if its name says so."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    return path
+
+
+def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
+    """Write rows in the format that the file's name says."""
+    kind = path.name.removesuffix(".gz").rpartition(".")[2]
+    return write(path, _ENCODERS[kind](rows))
+
+
+def recipe_for(source: object, overrides: dict[str, Any] | None = None) -> Recipe:
+    """The starter's recipe on another source, with nothing held out unless asked for."""
+    fields = {"data.source": str(source), "data.validation": 0.0, **(overrides or {})}
+    return load_recipe("starter", fields)
+
+
+@functools.cache
+def template() -> Template:
+    """The embedded base's tokenizer with chattune's template."""
+    return Template.load(starter_folder())
+
+
+def taught(prepared: Prepared, side: str = "train") -> list[str]:
+    """What the labels of each row spell, special tokens included."""
+    rows = getattr(prepared, side)
+    return [
+        prepared.template.decode([t for t in labels if t != IGNORED], special=True)
+        for labels in rows["labels"]
+    ]
+
+
+def _separated(rows: Sequence[dict[str, Any]], delimiter: str) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), delimiter=delimiter)
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def _parquet(rows: Sequence[dict[str, Any]]) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(list(rows)), buffer)
+    return buffer.getvalue()
+
+
+_ENCODERS: dict[str, Callable[[Sequence[dict[str, Any]]], bytes]] = {
+    "jsonl": lines,
+    "json": lambda rows: json.dumps(rows, indent=1).encode(),
+    "csv": lambda rows: _separated(rows, ","),
+    "tsv": lambda rows: _separated(rows, "\t"),
+    "parquet": _parquet,
+}

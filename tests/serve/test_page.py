@@ -1,0 +1,213 @@
+"""The chat page, driven as its own browser code drives it; the engine is scripted."""
+
+import logging
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import gradio as gr
+import psutil
+import pytest
+from gradio_client import Client
+from gradio_client.exceptions import AppError
+
+from chattune.base import starter_folder
+from chattune.chat import Chatbot
+from chattune.errors import UserError
+from chattune.generate.decoding import Decoding
+from chattune.generate.scripted import ScriptedEngine
+from chattune.serve import chat_page, serve_page
+from chattune.serve.page import open_page
+from chattune.template import Template
+
+POSITIONS = 512
+
+
+class Recorder(ScriptedEngine):
+    """A scripted engine that keeps the settings, and counts the tokens that were taken from it."""
+
+    def __init__(self, replies: Sequence[Sequence[int]], pause: float = 0) -> None:
+        super().__init__(replies)
+        self.pause = pause
+        self.said = 0
+        self.settings: list[Decoding] = []
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], decoding: Decoding
+    ) -> Iterator[tuple[int, int]]:
+        self.settings.append(decoding)
+        for index, token in super().generate(prompts, decoding):
+            time.sleep(self.pause)
+            self.said += 1
+            yield index, token
+
+
+@pytest.fixture(scope="module")
+def template() -> Template:
+    return Template.load(starter_folder())
+
+
+def engine(template: Template, *replies: str, pause: float = 0) -> Recorder:
+    end = next(iter(template.end_ids))
+    encode = template.tokenizer.encode
+    ids = [[*encode(reply, add_special_tokens=False), end] for reply in replies]
+    return Recorder(ids, pause)
+
+
+@contextmanager
+def opened(template: Template, engine: Recorder) -> Iterator[str]:
+    """The address of a page for as long as the context lasts."""
+    page = chat_page(Chatbot(engine, template, POSITIONS), "a title").queue(max_size=32)
+    url = open_page(page, "127.0.0.1", None)
+    try:
+        yield url
+    finally:
+        page.close(verbose=False)
+
+
+def visitor(url: str) -> Client:
+    return Client(url, verbose=False)
+
+
+def test_a_reply_arrives_piece_by_piece(template: Template) -> None:
+    with opened(template, engine(template, "one two three")) as url:
+        pieces = list(visitor(url).submit("count", api_name="/chat"))
+    assert pieces == ["one", "one two", "one two three"]
+
+
+def test_visitors_have_a_history_each(template: Template) -> None:
+    bot = engine(template, "first", "second", "third")
+    with opened(template, bot) as url:
+        ann, bob = visitor(url), visitor(url)
+        ann.predict("I am Ann", api_name="/chat")
+        bob.predict("I am Bob", api_name="/chat")
+        ann.predict("who am I?", api_name="/chat")
+    prompts = [template.decode(prompt) for prompt in bot.prompts]
+    assert "Ann" not in prompts[1]
+    assert "I am Ann" in prompts[2]
+    assert "first" in prompts[2]
+    assert "Bob" not in prompts[2]
+
+
+def test_settings_reach_the_engine(template: Template) -> None:
+    bot = engine(template, "yes")
+    with opened(template, bot) as url:
+        visitor(url).predict("hi", "Speak like a pirate.", 0.3, 7, 0.5, 40, 1.2, api_name="/chat")
+    used = bot.settings[0]
+    assert (used.temperature, used.top_k, used.top_p) == (0.3, 7, 0.5)
+    assert (used.max_new_tokens, used.repetition_penalty) == (40, 1.2)
+    assert "Speak like a pirate." in template.decode(bot.prompts[0])
+
+
+@pytest.mark.parametrize(
+    ("message", "says"),
+    [
+        (" \n", "the message is empty"),
+        ("word " * 2000, "the message is too long"),
+        ("x" * 20_001, "over 20,000 characters"),
+    ],
+)
+def test_an_unanswerable_message_is_explained_and_forgotten(
+    message: str, says: str, template: Template, capfd: pytest.CaptureFixture[str]
+) -> None:
+    bot = engine(template, "yes")
+    with opened(template, bot) as url:
+        client = visitor(url)
+        with pytest.raises(AppError, match=says):
+            client.predict(message, api_name="/chat")
+        assert client.predict("hello", api_name="/chat") == "yes"
+    assert len(bot.prompts) == 1
+    assert template.decode(bot.prompts[0]).count("### Human:") == 1
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_reply_that_ends_at_once_is_said_but_not_remembered(template: Template) -> None:
+    bot = engine(template, "", "yes")
+    with opened(template, bot) as url:
+        client = visitor(url)
+        assert "ended its reply at once" in client.predict("one", api_name="/chat")
+        assert client.predict("two", api_name="/chat") == "yes"
+    assert "ended its reply" not in template.decode(bot.prompts[1])
+
+
+def test_a_stopped_reply_stops_the_engine(template: Template) -> None:
+    bot = engine(template, "word " * 200, pause=0.02)
+    with opened(template, bot) as url:
+        job = visitor(url).submit("talk", api_name="/chat")
+        next(iter(job))
+        job.cancel()
+        time.sleep(0.5)
+        said = bot.said
+        time.sleep(0.5)
+        assert bot.said == said < 200
+
+
+def test_only_this_machine_is_listened_to_and_nothing_is_shared(
+    template: Template, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRADIO_SHARE", "True")
+    monkeypatch.setenv("GRADIO_SERVER_NAME", "0.0.0.0")
+    page = chat_page(Chatbot(engine(template, "yes"), template, POSITIONS), "a title")
+    before = listening()
+    try:
+        url = open_page(page, "127.0.0.1", None)
+        new = listening() - before
+        assert [address for address, _ in new] == ["127.0.0.1"]
+        assert url == f"http://127.0.0.1:{new.pop()[1]}/"
+        assert (page.share, page.share_url) == (False, None)
+    finally:
+        page.close(verbose=False)
+
+
+def listening() -> set[tuple[str, int]]:
+    connections = psutil.Process().net_connections("inet")
+    return {(c.laddr.ip, c.laddr.port) for c in connections if c.status == psutil.CONN_LISTEN}
+
+
+def test_serving_says_where_and_a_taken_port_is_refused(
+    template: Template, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    blocked: list[gr.Blocks] = []
+    monkeypatch.setattr(gr.Blocks, "block_thread", blocked.append)
+    bot = Chatbot(engine(template, "yes"), template, POSITIONS)
+    with caplog.at_level(logging.INFO, "chattune"):
+        serve_page(bot, title="a title")
+    (page,) = blocked
+    try:
+        assert f"chat page: {page.local_url}" in caplog.text
+        with pytest.raises(UserError, match=rf"--port {page.server_port}: .*choose another"):
+            serve_page(bot, title="a title", port=page.server_port)
+    finally:
+        page.close(verbose=False)
+
+
+def test_a_browser_without_a_network_shows_the_page(template: Template, tmp_path: Path) -> None:
+    browser = next(filter(None, map(shutil.which, ["chromium", "chromium-browser"])), None)
+    if browser is None:
+        pytest.skip("no chromium on this machine")
+    with opened(template, engine(template, "yes")) as url:
+        shown = subprocess.run(
+            [
+                browser,
+                "--headless",
+                "--disable-gpu",
+                "--disable-background-networking",
+                "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+                f"--user-data-dir={tmp_path}",
+                *(["--no-sandbox"] if os.geteuid() == 0 else []),
+                "--virtual-time-budget=15000",
+                "--dump-dom",
+                url,
+            ],
+            capture_output=True,
+            text=True,
+            timeout=120,
+        ).stdout
+    assert "<title>a title</title>" in shown
+    assert "Type a message" in shown
+    assert "Settings" in shown
+    assert "Built with" not in shown

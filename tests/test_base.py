@@ -1,0 +1,191 @@
+"""Bases on this machine: found, or refused with what is wrong. The Hub has tests of its own."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from chattune.base import STARTER, Base, find_base, starter_folder
+from chattune.device import Device
+from chattune.errors import BaseError
+from chattune.models import load_base
+
+CPU = Device("cpu", "test", bf16=False, threads=1, memory=1 << 30)
+WEIGHTS = "model.safetensors"
+
+
+@pytest.fixture
+def copy(tiny_base: Path, tmp_path: Path) -> Path:
+    """The tiny base in a folder that may be damaged."""
+    return Path(shutil.copytree(tiny_base, tmp_path / "base"))
+
+
+def complaint(name: str | Path, **options: bool) -> str:
+    with pytest.raises(BaseError) as caught:
+        find_base(str(name), **options)
+    return str(caught.value)
+
+
+# --- found -------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_a_base(tiny_base: Path) -> None:
+    base = find_base(str(tiny_base))
+    assert base.folder == tiny_base.resolve()
+    assert base.config["model_type"] == "gpt_neo"
+    assert base.portable_name == str(tiny_base.resolve())
+    assert base.positions == 128
+
+
+def test_the_starter_is_embedded() -> None:
+    base = find_base(STARTER)
+    assert base.folder == starter_folder()
+    assert base.portable_name == str(starter_folder())
+
+
+def test_without_weights_the_config_is_enough(copy: Path) -> None:
+    (copy / WEIGHTS).unlink()
+    assert find_base(str(copy), weights=False).positions == 128
+
+
+@pytest.mark.parametrize(
+    ("config", "positions"),
+    [
+        ({"max_position_embeddings": 2048}, 2048),
+        ({"n_positions": 1024}, 1024),
+        ({"n_ctx": 512}, 512),
+        ({"max_position_embeddings": None, "n_ctx": 512}, 512),
+        ({}, None),
+    ],
+)
+def test_positions_are_read_under_each_name(config: dict, positions: int | None) -> None:
+    assert Base("x", Path(), config).positions == positions
+
+
+# --- refused -----------------------------------------------------------------------------------
+
+
+def test_a_missing_folder_is_said(tmp_path: Path) -> None:
+    assert "no such folder" in complaint(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "../nowhere", "a/b/c", "Not A Base!", "a" * 300])
+def test_a_path_that_is_not_there_is_no_hub_id(name: str) -> None:
+    assert "no such folder" in complaint(name)
+
+
+def test_a_file_is_no_base(tiny_base: Path) -> None:
+    said = complaint(tiny_base / WEIGHTS)
+    assert "a file; give the folder that holds config.json" in said
+
+
+def test_a_folder_without_config_is_no_base(copy: Path) -> None:
+    (copy / "config.json").unlink()
+    assert "holds no config.json" in complaint(copy)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"5", b"null", b'"gpt_neo"', b"\xff\xfe", b'{"model_type": []}']
+)
+def test_a_damaged_config_is_refused(copy: Path, content: bytes) -> None:
+    (copy / "config.json").write_bytes(content)
+    assert f"base {copy}: " in complaint(copy)
+
+
+def test_pickled_weights_are_refused(copy: Path) -> None:
+    (copy / WEIGHTS).rename(copy / "pytorch_model.bin")
+    said = complaint(copy)
+    assert "only pickled weights (pytorch_model.bin)" in said
+    assert "safetensors" in said
+
+
+def test_no_weights_at_all_are_said(copy: Path) -> None:
+    (copy / WEIGHTS).unlink()
+    assert "holds no *.safetensors weights" in complaint(copy)
+
+
+def test_a_base_that_wants_its_own_code_is_refused(copy: Path) -> None:
+    ran = copy / "ran"
+    (copy / "modeling_own.py").write_text(f"open({str(ran)!r}, 'w').close()\n")
+    auto_map = {"AutoConfig": "modeling_own.Config", "AutoModelForCausalLM": "modeling_own.Model"}
+    write_config(copy, model_type="own_model", auto_map=auto_map)
+    said = complaint(copy)
+    assert "wants to run code of its own" in said
+    assert "'own_model'" in said
+    assert not ran.exists()
+
+
+def test_an_unknown_kind_of_model_is_refused(copy: Path) -> None:
+    write_config(copy, model_type="gpt_neoo")
+    assert "has a model_type that this transformers does not know ('gpt_neoo')" in complaint(copy)
+
+
+def test_code_beside_a_known_kind_is_left_alone(copy: Path) -> None:
+    ran = copy / "ran"
+    (copy / "modeling_own.py").write_text(f"open({str(ran)!r}, 'w').close()\n")
+    write_config(copy, auto_map={"AutoModelForCausalLM": "modeling_own.Model"})
+    load_base(find_base(str(copy)), CPU)
+    assert not ran.exists()
+
+
+def test_a_hub_id_without_network_says_how_to_get_it() -> None:
+    said = complaint("some-org/some-model-not-here")
+    for remedy in ("hf download some-org/some-model-not-here", "folder", "--base starter"):
+        assert remedy in said
+
+
+def write_config(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | changes))
+
+
+# --- loaded ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("keep", [0, 4, 5000])
+def test_truncated_weights_are_refused_when_loaded(copy: Path, keep: int) -> None:
+    (copy / WEIGHTS).write_bytes((copy / WEIGHTS).read_bytes()[:keep])
+    with pytest.raises(BaseError, match="its weights cannot be loaded"):
+        load_base(find_base(str(copy)), CPU)
+
+
+def test_weights_of_another_shape_are_refused_when_loaded(copy: Path) -> None:
+    write_config(copy, hidden_size=64)
+    with pytest.raises(BaseError, match="its weights cannot be loaded"):
+        load_base(find_base(str(copy)), CPU)
+
+
+def test_weights_that_lack_a_tensor_are_refused_when_loaded(copy: Path) -> None:
+    """They would be made up at random, and the model would talk nonsense."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(copy / WEIGHTS)
+    del tensors["transformer.h.0.mlp.c_fc.weight"]
+    save_file(tensors, copy / WEIGHTS, metadata={"format": "pt"})
+    with pytest.raises(BaseError, match="weights"):
+        load_base(find_base(str(copy)), CPU)
+
+
+# --- fingerprint -------------------------------------------------------------------------------
+
+
+def test_the_fingerprint_does_not_depend_on_where_the_base_lies(
+    tiny_base: Path, copy: Path
+) -> None:
+    assert find_base(str(copy)).fingerprint() == find_base(str(tiny_base)).fingerprint()
+
+
+@pytest.mark.parametrize("at", [-1, 100], ids=["last byte", "header"])
+def test_the_fingerprint_changes_with_the_weights(copy: Path, at: int) -> None:
+    before = find_base(str(copy)).fingerprint()
+    content = bytearray((copy / WEIGHTS).read_bytes())
+    content[at] ^= 1
+    (copy / WEIGHTS).write_bytes(content)
+    assert find_base(str(copy)).fingerprint() != before
+
+
+def test_the_fingerprint_changes_with_the_config(copy: Path) -> None:
+    before = find_base(str(copy)).fingerprint()
+    write_config(copy, window_size=8)
+    assert find_base(str(copy)).fingerprint() != before

@@ -1,0 +1,108 @@
+"""What the machine is, and why it is used as it is."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+import torch
+
+from chattune.device import find_device, host_memory, matmul_rate
+
+
+@pytest.fixture
+def cpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+
+
+def test_this_machine_is_described() -> None:
+    device = find_device()
+    assert device.kind in ("cuda", "mps", "cpu")
+    assert device.name
+    assert device.threads >= 1
+    assert device.memory > 1 << 28
+    assert device.reasons["bf16"]
+    assert device.torch.type == device.kind
+
+
+def test_without_an_accelerator_the_cpu_is_used(cpu_only: None) -> None:
+    device = find_device()
+    assert device.kind == "cpu"
+    assert device.memory == host_memory()
+    assert device.threads == torch.get_num_threads()
+
+
+@pytest.mark.parametrize(
+    ("amx", "avx512", "bf16", "why"),
+    [
+        (True, True, True, "AMX"),
+        (False, True, True, "AVX512"),
+        (False, False, False, "no bf16 instructions"),
+    ],
+)
+def test_a_cpu_computes_bf16_only_with_instructions_for_it(
+    cpu_only: None,
+    monkeypatch: pytest.MonkeyPatch,
+    amx: bool,
+    avx512: bool,
+    bf16: bool,
+    why: str,
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512, raising=False)
+    device = find_device()
+    assert device.bf16 is bf16
+    assert why in device.reasons["bf16"]
+
+
+def test_an_older_torch_without_the_probes_computes_in_fp32(
+    cpu_only: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported", raising=False)
+    monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported", raising=False)
+    assert find_device().bf16 is False
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_a_gpu_computes_bf16_where_it_does_so_natively(
+    monkeypatch: pytest.MonkeyPatch, native: bool
+) -> None:
+    card = SimpleNamespace(name="A card", total_memory=8 << 30)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: card)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation: native or including_emulation
+    )
+    device = find_device()
+    assert (device.kind, device.name, device.memory) == ("cuda", "A card", 8 << 30)
+    assert device.bf16 is native
+    assert "bf16" in device.reasons["bf16"]
+
+
+def test_apples_gpu_computes_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    device = find_device()
+    assert (device.kind, device.bf16, device.memory) == ("mps", False, host_memory())
+
+
+@pytest.mark.parametrize(
+    ("written", "memory"),
+    [("1073741824\n", 1 << 30), ("max\n", None), ("9223372036854771712\n", None)],
+)
+def test_a_containers_limit_is_the_memory(
+    monkeypatch: pytest.MonkeyPatch, written: str, memory: int | None
+) -> None:
+    read = Path.read_text
+
+    def read_text(path: Path, *args: str) -> str:
+        return written if str(path).startswith("/sys/fs/cgroup") else read(path, *args)
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    assert host_memory() == (memory or psutil.virtual_memory().total)
+
+
+def test_matrix_products_are_measured() -> None:
+    assert matmul_rate(bf16=False, size=64, seconds=0.01) > 1e6
+    assert matmul_rate(bf16=True, size=64, seconds=0.01) > 1e5

@@ -1,0 +1,358 @@
+"""Recipes: what is shipped, what can be set, and what is said about what is wrong."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from chattune.errors import RecipeError
+from chattune.recipe import Recipe, Section, fields, load_recipe, parse_overrides, shipped
+
+STUDY = [f"gpt-neo-{size}-{data}" for size in ("1.3b", "125m") for data in ("guanaco", "openorca")]
+SMALLEST = "base: starter\ndata: {source: starter}\ntraining: {steps: 5}\n"
+
+
+def write(folder: Path, text: str) -> str:
+    path = folder / "mine.yaml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def complaints(name: str, **overrides: Any) -> list[str]:
+    """Lines of the RecipeError; a field's dots are written as __."""
+    dotted = {field.replace("__", "."): value for field, value in overrides.items()}
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(name, dotted)
+    return str(caught.value).splitlines()
+
+
+# --- shipped -----------------------------------------------------------------------------------
+
+
+def test_five_recipes_are_shipped() -> None:
+    assert shipped() == sorted([*STUDY, "starter"])
+
+
+@pytest.mark.parametrize("name", STUDY)
+def test_the_studys_recipes_hold_its_numbers(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.training.model_dump() == {
+        "steps": 500,
+        "epochs": None,
+        "batch_size": 4,
+        "accumulation": 4,
+        "learning_rate": 2e-4,
+        "warmup_ratio": 0.03,
+        "schedule": "constant",
+        "evaluate_every": 50,
+        "patience": None,
+    }
+    assert recipe.lora.model_dump() == {
+        "rank": 16,
+        "alpha": 32,
+        "dropout": 0.05,
+        "targets": "all-linear",
+    }
+    assert recipe.data.max_length == 512
+
+
+@pytest.mark.parametrize("name", STUDY)
+def test_the_studys_recipes_are_named_after_base_and_data(name: str) -> None:
+    recipe = load_recipe(name)
+    size = "1.3B" if "1.3b" in name else "125m"
+    source = {
+        "guanaco": "timdettmers/openassistant-guanaco",
+        "openorca": "Open-Orca/OpenOrca",
+    }[name.rpartition("-")[2]]
+    assert (recipe.base, recipe.data.source) == (f"EleutherAI/gpt-neo-{size}", source)
+
+
+def test_the_starter_needs_no_network() -> None:
+    recipe = load_recipe("starter")
+    assert (recipe.base, recipe.data.source) == ("starter", "starter")
+    assert (recipe.training.batch_size, recipe.training.accumulation) == (4, 4)
+
+
+def test_defaults_are_the_studys_numbers(tmp_path: Path) -> None:
+    assert load_recipe(write(tmp_path, SMALLEST)) == Recipe.model_validate(
+        {
+            "base": "starter",
+            "data": {"source": "starter", "max_length": 512},
+            "lora": {"rank": 16, "alpha": 32, "dropout": 0.05},
+            "training": {
+                "steps": 5,
+                "batch_size": 4,
+                "accumulation": 4,
+                "learning_rate": 2e-4,
+                "warmup_ratio": 0.03,
+                "schedule": "constant",
+            },
+        }
+    )
+
+
+# --- overrides ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("lora.rank=8", 8),
+        ("lora.dropout=0", 0.0),
+        ("lora.targets=[q_proj, v_proj]", ["q_proj", "v_proj"]),
+        ("lora.targets=all-linear", "all-linear"),
+        ("training.learning_rate=2e-4", 2e-4),
+        ("training.learning_rate=0.001", 1e-3),
+        ("training.steps=7", 7),
+        ("training.epochs=1.5", 1.5),
+        ("training.patience=null", None),
+        ("data.rows=100", 100),
+        ("data.skip_bad_rows=true", True),
+        ("data.source=a=b.jsonl", "a=b.jsonl"),
+        ("data.columns={user: q, assistant: a}", {"user": "q", "assistant": "a"}),
+        ("base= org/model ", "org/model"),
+        (" seed =3", 3),
+    ],
+)
+def test_a_setting_wins_over_the_file(setting: str, value: Any) -> None:
+    recipe: Any = load_recipe("starter", parse_overrides([setting]))
+    for name in setting.partition("=")[0].strip().split("."):
+        recipe = getattr(recipe, name)
+    assert recipe == value
+    assert type(recipe) is type(value)
+
+
+def test_the_last_of_two_settings_counts() -> None:
+    assert parse_overrides(["seed=1", "seed=2"]) == {"seed": 2}
+
+
+@pytest.mark.parametrize("setting", ["lora.rank", "=8", " =8", ""])
+def test_a_setting_without_field_or_value_says_how_to_write_it(setting: str) -> None:
+    with pytest.raises(RecipeError, match="write it as field=value"):
+        parse_overrides([setting])
+
+
+@pytest.mark.parametrize("setting", ["base=[1", "base=2024-99-99", "base={a", "base=\x07"])
+def test_a_setting_that_is_no_yaml_value_is_named(setting: str) -> None:
+    with pytest.raises(RecipeError, match="--set base="):
+        parse_overrides([setting])
+
+
+def test_a_field_of_a_field_is_refused() -> None:
+    assert complaints("starter", base__name="x") == [
+        "--set base.name: base is a value, not a section"
+    ]
+
+
+def test_settings_leave_the_shipped_recipe_alone() -> None:
+    before = load_recipe("starter")
+    load_recipe("starter", {"lora.rank": 1, "training.steps": 3})
+    assert load_recipe("starter") == before
+
+
+# --- steps or epochs ---------------------------------------------------------------------------
+
+
+def test_steps_set_on_the_command_line_replace_epochs() -> None:
+    training = load_recipe("starter", {"training.steps": 3}).training
+    assert (training.steps, training.epochs) == (3, None)
+
+
+def test_epochs_set_on_the_command_line_replace_steps() -> None:
+    training = load_recipe(STUDY[0], {"training.epochs": 2}).training
+    assert (training.steps, training.epochs) == (None, 2)
+
+
+@pytest.mark.parametrize("training", ["{steps: 5, epochs: 1}", "{}", "{batch_size: 2}"])
+def test_both_or_neither_of_steps_and_epochs_is_refused(tmp_path: Path, training: str) -> None:
+    path = write(tmp_path, f"base: starter\ndata: {{source: starter}}\ntraining: {training}\n")
+    [line] = complaints(path)
+    assert "training: give either steps or epochs" in line
+
+
+# --- what is wrong -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wrong", "nearest"),
+    [
+        ("lora.rnak", "lora.rank"),
+        ("training.lerning_rate", "training.learning_rate"),
+        ("training.warmup", "training.warmup_ratio"),
+        ("data.maxlength", "data.max_length"),
+        ("sead", "seed"),
+    ],
+)
+def test_an_unknown_field_names_the_nearest(wrong: str, nearest: str) -> None:
+    [line] = complaints("starter", **{wrong: 1})
+    assert line == f"recipe starter: {wrong}: unknown field; did you mean {nearest}?"
+
+
+def test_an_unknown_field_like_no_other_names_none() -> None:
+    assert complaints("starter", zzzzzzzz=1) == ["recipe starter: zzzzzzzz: unknown field"]
+
+
+def test_all_errors_come_at_once() -> None:
+    lines = complaints(
+        "starter", lora__rnak=8, data__max_length="long", training__batch_size=0, seed=-1
+    )
+    assert len(lines) == 4
+    for field in ("lora.rnak", "data.max_length", "training.batch_size", "seed"):
+        assert any(f"{field}: " in line for line in lines)
+
+
+def test_an_error_names_field_and_value_seen() -> None:
+    [line] = complaints("starter", training__schedule="sinus")
+    assert "training.schedule" in line
+    assert "'cosine'" in line
+    assert "not 'sinus'" in line
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("data.max_length", 15),
+        ("data.validation", 0.6),
+        ("data.rows", 0),
+        ("data.overlong", "cut it"),
+        ("data.columns", {"human": "q"}),
+        ("lora.rank", 0),
+        ("lora.rank", 1.5),
+        ("lora.alpha", 0),
+        ("lora.dropout", 1),
+        ("lora.targets", 5),
+        ("training.steps", 0),
+        ("training.epochs", 0),
+        ("training.learning_rate", 0),
+        ("training.warmup_ratio", 1),
+        ("training.patience", 0),
+        ("seed", -1),
+        ("base", None),
+        ("data", None),
+        ("lora", 5),
+    ],
+)
+def test_values_out_of_range_are_refused(field: str, value: Any) -> None:
+    assert all(
+        f"recipe starter: {field}" in line for line in complaints("starter", **{field: value})
+    )
+
+
+@pytest.mark.parametrize("field", ["training.learning_rate", "training.epochs", "lora.alpha"])
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_numbers_must_be_finite(field: str, value: float) -> None:
+    [line] = complaints("starter", **{field: value})
+    assert field in line
+
+
+def test_a_seed_that_no_generator_takes_is_refused() -> None:
+    [line] = complaints("starter", seed=2**70)
+    assert "seed" in line
+
+
+@pytest.mark.parametrize(
+    ("text", "missing"),
+    [
+        ("seed: 1\n", ["base", "data", "training"]),
+        ("base: starter\ndata: {}\ntraining: {steps: 1}\n", ["data.source"]),
+    ],
+)
+def test_missing_fields_say_how_to_give_them(tmp_path: Path, text: str, missing: list[str]) -> None:
+    path = write(tmp_path, text)
+    assert complaints(path) == [
+        f"recipe {path}: {field}: missing; add it to the recipe or pass --set {field}=..."
+        for field in missing
+    ]
+
+
+# --- files -------------------------------------------------------------------------------------
+
+
+def test_a_syntax_error_gives_file_and_line(tmp_path: Path) -> None:
+    path = write(tmp_path, "base: starter\ndata:\n  source: [x\nseed: 1\n")
+    [line] = complaints(path)
+    assert line.startswith(f"{path}:4: not valid YAML")
+
+
+@pytest.mark.parametrize(
+    "text", ["base: \x07\n", "base: 2024-99-99\n", "base: !!python/object:os.system x\n", "a: *b\n"]
+)
+def test_other_damage_names_the_file(tmp_path: Path, text: str) -> None:
+    path = write(tmp_path, text)
+    [line] = complaints(path)
+    assert path in line
+
+
+@pytest.mark.parametrize("text", ["", "- base\n", "just words\n", "5\n"])
+def test_a_file_without_fields_says_what_is_expected(tmp_path: Path, text: str) -> None:
+    [line] = complaints(write(tmp_path, text))
+    assert "expected fields such as" in line
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(b"\xff\xfe\x00")
+    [line] = complaints(str(path))
+    assert "cannot be read as UTF-8" in line
+
+
+def test_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(SMALLEST, encoding="utf-8-sig")
+    assert load_recipe(str(path)).training.steps == 5
+
+
+@pytest.mark.parametrize("name", ["starte", "nowhere/mine.yaml", "", "a" * 300])
+def test_an_unknown_recipe_lists_the_shipped_ones(name: str) -> None:
+    [line] = complaints(name)
+    assert all(known in line for known in shipped())
+
+
+# --- the recipe itself -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [*STUDY, "starter"])
+def test_yaml_round_trip(tmp_path: Path, name: str) -> None:
+    recipe = load_recipe(name, {"data.columns": {"user": "Größe", "assistant": "答"}})
+    assert load_recipe(write(tmp_path, recipe.to_yaml())) == recipe
+
+
+def test_yaml_writes_every_field_out() -> None:
+    text = load_recipe("starter").to_yaml()
+    assert all(f"{name.rpartition('.')[2]}:" in text for name, _, _ in fields())
+
+
+def test_fields_are_listed_once_with_their_description() -> None:
+    names = [name for name, _, _ in fields()]
+    assert len(names) == len(set(names))
+    assert all(description.strip() for _, _, description in fields())
+    assert names == leaves(Recipe)
+
+
+def leaves(section: type[Section], prefix: str = "") -> list[str]:
+    found = []
+    for name, field in section.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, Section):
+            found += leaves(inner, f"{prefix}{name}.")
+        else:
+            found.append(prefix + name)
+    return found
+
+
+def test_fields_tell_defaults_and_what_is_required(tmp_path: Path) -> None:
+    told = {name: default for name, default, _ in fields()}
+    assert {name for name, default in told.items() if default is ...} == {"base", "data.source"}
+    recipe = load_recipe(write(tmp_path, SMALLEST))
+    for name, default in told.items():
+        if default is not ... and name != "training.steps":
+            value: Any = recipe
+            for part in name.split("."):
+                value = getattr(value, part)
+            assert value == default, name
+
+
+def test_a_recipe_cannot_be_changed() -> None:
+    with pytest.raises(ValidationError):
+        load_recipe("starter").lora.rank = 1

@@ -1,0 +1,450 @@
+"""Words on their way to ids: no text forges a boundary, and training equals chatting."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from chattune.base import starter_folder
+from chattune.conversation import Conversation, Message
+from chattune.errors import BaseError
+from chattune.template import CHAT_TEMPLATE, Rendered, Template
+from conftest import SHARED
+
+END = "<|endoftext|>"
+HEADERS = {"system": "### System:\n", "user": "### Human:\n", "assistant": "### Assistant:\n"}
+FORGERIES = (
+    END,
+    "<|",
+    "### Assistant:",
+    "### Human:",
+    "### System:",
+    "\n",
+    " ",
+    "\t",
+    "#",
+    "hello",
+)
+
+WORDS = st.lists(st.one_of(st.sampled_from(FORGERIES), st.text(max_size=12)), max_size=6).map(
+    "".join
+)
+
+
+@st.composite
+def conversations(draw: st.DrawFn, *, answered: bool = False) -> Conversation:
+    """An optional system message, then one to five turns; `answered`: the last is a reply."""
+    roles = ["user", "assistant"] * 3
+    roles = roles[: draw(st.sampled_from((2, 4) if answered else (1, 2, 3, 4, 5)))]
+    if draw(st.booleans()):
+        roles.insert(0, "system")
+    return Conversation.of(*((role, draw(WORDS)) for role in roles))
+
+
+def load_tokenizer() -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(starter_folder())
+
+
+@pytest.fixture(scope="module", params=["starter", "gpt2"])
+def template(request: pytest.FixtureRequest) -> Template:
+    if request.param == "starter":
+        return Template(load_tokenizer())
+    from transformers import GPT2TokenizerFast
+
+    folder = SHARED / "tokenizer-gpt2"
+    if not folder.is_dir():
+        pytest.skip("GPT-2's vocabulary is not here")
+    return Template(GPT2TokenizerFast(str(folder / "vocab.json"), str(folder / "merges.txt")))
+
+
+def parse(template: Template, ids: list[int]) -> list[tuple[str, str]]:
+    """Read a rendered conversation back, knowing nothing but end token and headers."""
+    tokenizer = template.tokenizer
+    heads = {role: tokenizer(text).input_ids for role, text in HEADERS.items()}
+    end = tokenizer.convert_tokens_to_ids(END)
+    assert ids[0] == end
+    turns: list[list[int]] = [[]]
+    for token in ids[1:]:
+        if token == end:
+            turns.append([])
+        else:
+            turns[-1].append(token)
+    if not turns[-1]:
+        turns.pop()
+    return [read_turn(template, heads, turn) for turn in turns]
+
+
+def read_turn(template: Template, heads: dict[str, list[int]], turn: list[int]) -> tuple[str, str]:
+    for role, head in heads.items():
+        if turn[: len(head)] == head:
+            return role, template.decode(turn[len(head) :])
+    raise AssertionError(f"a turn without a header: {turn}")
+
+
+def end_of(template: Template) -> int:
+    return int(template.tokenizer.convert_tokens_to_ids(END))
+
+
+def supervised_ids(rendered: Rendered) -> list[int]:
+    return [t for t, s in zip(rendered.ids, rendered.supervised, strict=True) if s]
+
+
+@settings(max_examples=60, deadline=None)
+@given(conversation=conversations())
+def test_no_text_creates_an_end_token(template: Template, conversation: Conversation) -> None:
+    ids = template.render(conversation).ids
+    closing = conversation.roles[-1] == "assistant"
+    assert ids.count(end_of(template)) == len(conversation.messages) + closing
+
+
+@settings(max_examples=60, deadline=None)
+@given(conversation=conversations())
+def test_roles_and_words_can_be_read_back(template: Template, conversation: Conversation) -> None:
+    said = [(m.role, m.content.strip()) for m in conversation.messages]
+    assert parse(template, template.render(conversation).ids) == said
+
+
+@settings(max_examples=60, deadline=None)
+@given(conversation=conversations(answered=True))
+def test_each_reply_follows_its_prompt_in_training(
+    template: Template, conversation: Conversation
+) -> None:
+    rendered = template.render(conversation)
+    starts = [
+        i
+        for i, (before, here) in enumerate(
+            zip([False, *rendered.supervised], rendered.supervised, strict=False)
+        )
+        if here and not before
+    ]
+    replies = [i for i, role in enumerate(conversation.roles) if role == "assistant"]
+    assert len(starts) == len(replies)
+    for start, reply in zip(starts, replies, strict=True):
+        assert rendered.ids[:start] == template.prompt(conversation.messages[:reply])
+
+
+@settings(max_examples=60, deadline=None)
+@given(conversation=conversations())
+def test_supervised_are_the_replies_and_their_ends(
+    template: Template, conversation: Conversation
+) -> None:
+    text = template.decode(supervised_ids(template.render(conversation)), special=True)
+    replies = [m.content.strip() for m in conversation.messages if m.role == "assistant"]
+    assert text == "".join(reply + END for reply in replies)
+
+
+@settings(max_examples=60, deadline=None)
+@given(conversation=conversations())
+def test_other_tools_render_alike(template: Template, conversation: Conversation) -> None:
+    """Golden: ids and mask of `apply_chat_template`, for words that hold no special token."""
+    messages = [
+        {"role": m.role, "content": m.content.replace(END, "")} for m in conversation.messages
+    ]
+    if any(END in m["content"] for m in messages):
+        return  # what was left around a removed token spelt another
+    theirs = template.tokenizer.apply_chat_template(
+        messages, return_assistant_tokens_mask=True, return_dict=True
+    )
+    ours = template.render(Conversation.of(*((m["role"], m["content"]) for m in messages)))
+    assert theirs["input_ids"] == ours.ids
+    assert [bool(x) for x in theirs["assistant_masks"]] == ours.supervised
+
+
+@settings(max_examples=30, deadline=None)
+@given(conversation=conversations())
+def test_other_tools_prompt_alike(template: Template, conversation: Conversation) -> None:
+    messages = [
+        {"role": m.role, "content": m.content.replace(END, "")} for m in conversation.messages
+    ]
+    if messages[-1]["role"] == "assistant" or any(END in m["content"] for m in messages):
+        return
+    theirs = template.tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+    assert theirs["input_ids"] == template.prompt(
+        [Message(m["role"], m["content"]) for m in messages]
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(words=WORDS)
+def test_words_hold_no_special_token_and_come_back(template: Template, words: str) -> None:
+    ids = template.words(words)
+    assert end_of(template) not in ids
+    assert template.decode(ids) == words.strip()
+
+
+@settings(max_examples=20, deadline=None)
+@given(batch=st.lists(conversations(), max_size=6))
+def test_many_render_as_one_by_one(template: Template, batch: list[Conversation]) -> None:
+    assert list(template.render_many(batch)) == [template.render(c) for c in batch]
+
+
+def test_more_conversations_than_a_batch_keep_their_order(template: Template) -> None:
+    asked = (Conversation.of(("user", f"number {i}"), ("assistant", str(i))) for i in range(1203))
+    replies = [template.decode(supervised_ids(r)) for r in template.render_many(asked)]
+    assert replies == [str(i) for i in range(1203)]
+
+
+def test_no_conversations_render_to_nothing(template: Template) -> None:
+    assert list(template.render_many([])) == []
+
+
+def test_an_empty_reply_supervises_its_end_alone(template: Template) -> None:
+    rendered = template.render(Conversation.of(("user", "hi"), ("assistant", " \n")))
+    assert supervised_ids(rendered) == [end_of(template)]
+
+
+def test_an_unanswered_conversation_supervises_nothing(template: Template) -> None:
+    assert not any(template.render(Conversation.of(("user", "hi"))).supervised)
+
+
+def test_ids_and_mask_are_of_one_length(template: Template) -> None:
+    rendered = template.render(Conversation.of(("system", "s"), ("user", "u"), ("assistant", "a")))
+    assert len(rendered.ids) == len(rendered.supervised)
+
+
+def test_the_slots_own_marks_are_words_too(template: Template) -> None:
+    said = Conversation.of(("user", "\ue0001\ue001 and \ue0000\ue001"), ("assistant", "\ue0001"))
+    assert parse(template, template.render(said).ids) == [
+        (m.role, m.content) for m in said.messages
+    ]
+
+
+def test_template_language_in_words_stays_words(template: Template) -> None:
+    said = "{{ eos_token }}{% for m in messages %}{{ m }}{% endfor %}"
+    assert parse(template, template.render(Conversation.of(("user", said))).ids) == [("user", said)]
+
+
+def test_end_ids_are_the_end_token(template: Template) -> None:
+    assert template.end_ids == {end_of(template)}
+
+
+def test_decode_leaves_special_tokens_out_unless_asked(template: Template) -> None:
+    ids = template.render(Conversation.of(("user", "hi"), ("assistant", "ho"))).ids
+    assert END not in template.decode(ids)
+    assert template.decode(ids, special=True).count(END) == 3
+
+
+def test_threads_never_let_a_special_token_through(template: Template) -> None:
+    """The switch for special tokens is state; other threads use the tokenizer meanwhile."""
+    end, stop = end_of(template), threading.Event()
+
+    def disturb() -> int:
+        seen = 0
+        while not stop.is_set():
+            seen += template.tokenizer(END).input_ids == [end]
+            template.tokenizer.apply_chat_template([{"role": "user", "content": END}])
+        return seen
+
+    def encode(i: int) -> bool:
+        said = Conversation.of(("user", f"{END}{i}"), ("assistant", f"{i}{END}"))
+        return template.render(said).ids.count(end) == 3 and end not in template.words(END)
+
+    with ThreadPoolExecutor(4) as pool:
+        noise = pool.submit(disturb)
+        try:
+            assert all(pool.map(encode, range(300)))
+        finally:
+            stop.set()
+        assert noise.result() > 0
+
+
+# --- loading, and tokenizers that bring a template of their own --------------------------------
+
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TALK = Conversation.of(
+    ("system", "Be kind."), ("user", "Hi."), ("assistant", "Hello."), ("user", "Bye.")
+)
+
+
+def with_tokens(jinja: str, *, named: bool = True, opener_is_special: bool = True) -> Any:
+    """The starter's tokenizer with ChatML's two tokens and a chat template.
+
+    Not `named`: the tokens are special in the tokenizer, but no attribute of it names them.
+    """
+    from tokenizers import AddedToken
+
+    tokenizer = load_tokenizer()
+    specials = [AddedToken("<|im_end|>", special=True, normalized=False)]
+    opener = AddedToken("<|im_start|>", special=opener_is_special, normalized=False)
+    if opener_is_special:
+        specials.append(opener)
+    if named:
+        tokenizer.add_special_tokens({"additional_special_tokens": specials})
+    else:
+        tokenizer.add_tokens(specials, special_tokens=True)
+    if not opener_is_special:
+        tokenizer.add_tokens([opener])
+    tokenizer.chat_template = jinja
+    return tokenizer
+
+
+def test_a_tokenizer_without_a_template_gets_ours() -> None:
+    template = Template.load(starter_folder())
+    assert template.tokenizer.chat_template == CHAT_TEMPLATE
+
+
+def test_a_saved_template_renders_alike(tmp_path: Path) -> None:
+    template = Template.load(starter_folder())
+    template.tokenizer.save_pretrained(tmp_path)
+    assert Template.load(tmp_path).render(TALK) == template.render(TALK)
+
+
+@pytest.mark.parametrize("content", [None, "", "{", '{"version": "1.0"}'])
+def test_a_damaged_tokenizer_is_refused(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(BaseError, match="tokenizer cannot be loaded"):
+        Template.load(tmp_path)
+
+
+def test_a_tokenizer_without_an_end_token_is_refused() -> None:
+    tokenizer = load_tokenizer()
+    tokenizer.eos_token = None
+    with pytest.raises(BaseError, match="no end token"):
+        Template(tokenizer)
+
+
+def test_a_template_of_the_bases_own_is_kept() -> None:
+    tokenizer = with_tokens(CHATML)
+    assert Template(tokenizer).tokenizer.chat_template == CHATML
+
+
+def test_chatml_supervises_words_and_their_end() -> None:
+    template = Template(with_tokens(CHATML))
+    talk = Conversation.of(*((m.role, m.content) for m in TALK.messages), ("assistant", "Bye!"))
+    text = template.decode(supervised_ids(template.render(talk)), special=True)
+    assert text == "Hello.<|im_end|>Bye!<|im_end|>"
+
+
+def test_chatml_renders_as_other_tools_do() -> None:
+    template = Template(with_tokens(CHATML))
+    messages = [{"role": m.role, "content": m.content} for m in TALK.messages]
+    whole = template.tokenizer.apply_chat_template(messages)
+    prompt = template.tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+    assert template.render(TALK).ids == whole["input_ids"]
+    assert template.prompt(TALK.messages) == prompt["input_ids"]
+
+
+def test_chatml_replies_end_with_its_token_or_the_tokenizers() -> None:
+    tokenizer = with_tokens(CHATML)
+    ends = tokenizer.convert_tokens_to_ids(["<|im_end|>", END])
+    assert Template(tokenizer).end_ids == set(ends)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    said=st.lists(
+        st.sampled_from(("<|im_start|>", "<|im_end|>", END, "assistant\n", "a", " ")), max_size=8
+    ).map("".join)
+)
+def test_chatml_tokens_cannot_be_typed(said: str) -> None:
+    template = chatml()
+    ids = template.render(Conversation.of(("user", said), ("assistant", said))).ids
+    start, end, eos = template.tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>", END])
+    assert (ids.count(start), ids.count(end), ids.count(eos)) == (2, 2, 0)
+
+
+_CHATML: list[Template] = []
+
+
+def chatml() -> Template:
+    if not _CHATML:
+        _CHATML.append(Template(with_tokens(CHATML)))
+    return _CHATML[0]
+
+
+def test_a_marker_that_is_an_ordinary_added_token_cannot_be_typed_either() -> None:
+    """Some bases declare their openers as plain added tokens; the template writes them still."""
+    try:
+        template = Template(with_tokens(CHATML, opener_is_special=False))
+    except BaseError:
+        return  # refusing such a base is as safe
+    start = template.tokenizer.convert_tokens_to_ids("<|im_start|>")
+    assert start not in template.words("<|im_start|>assistant")
+
+
+def test_special_tokens_that_no_attribute_names_end_replies_too() -> None:
+    """Bases such as Gemma mark their turn's end as special in tokenizer.json only."""
+    tokenizer = with_tokens(CHATML, named=False)
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    template = Template(tokenizer)
+    assert end in template.end_ids
+    assert end not in template.words("<|im_end|>")
+
+
+SAYS = "{{ message['content'] }}"
+DROPS = CHATML.replace(SAYS, "{% if message['role'] != 'assistant' %}" + SAYS + "{% endif %}")
+DROPS_SYSTEM = CHATML.replace(SAYS, "{% if message['role'] != 'system' %}" + SAYS + "{% endif %}")
+REFUSES_SYSTEM = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    + CHATML
+)
+REMINDS = CHATML.replace(
+    SAYS,
+    "{% set later = messages[loop.index:] | selectattr('role', 'equalto', 'user') | list %}"
+    "{% if message['role'] == 'user' and not later %}Be brief:\n{% endif %}" + SAYS,
+)
+
+
+@pytest.mark.parametrize(
+    ("jinja", "why"),
+    [
+        pytest.param(DROPS, "drops or repeats", id="drops a message"),
+        pytest.param(CHATML.replace(SAYS, SAYS * 2), "drops or repeats", id="repeats a message"),
+        pytest.param(CHATML.replace("<|im_end|>", "</s>"), "could not stop", id="no end"),
+        pytest.param("{% for m in %}", "chat template refuses", id="broken"),
+        pytest.param("{{ messages[0].a.b }}", "chat template refuses", id="undefined"),
+        pytest.param("{{ 1 + 'a' }}", "chat template refuses", id="wrong types"),
+    ],
+)
+def test_a_template_that_cannot_be_tuned_on_is_refused(jinja: str, why: str) -> None:
+    with pytest.raises(BaseError, match=why):
+        Template(with_tokens(jinja))
+
+
+@pytest.mark.parametrize(
+    ("jinja", "why"),
+    [
+        pytest.param(DROPS_SYSTEM, "drops or repeats the system message", id="drops system"),
+        pytest.param(REFUSES_SYSTEM, r"refuses system / user .*\(no system role\)", id="raises"),
+    ],
+)
+def test_a_template_without_a_system_role_says_so(jinja: str, why: str) -> None:
+    template = Template(with_tokens(jinja))
+    assert template.render(Conversation.of(("user", "hi"), ("assistant", "ho"))).ids
+    with pytest.raises(BaseError, match=why):
+        template.render(TALK)
+    with pytest.raises(BaseError, match=why):
+        template.prompt(TALK.messages)
+
+
+def test_several_templates_without_a_default_are_refused() -> None:
+    with pytest.raises(BaseError):
+        Template(with_tokens({"plain": CHATML, "tool_use": CHATML}))
+
+
+def test_a_template_that_rewrites_earlier_turns_does_not_part_training_from_chatting() -> None:
+    """A reminder before the last question only: the first reply is tuned on another prompt."""
+    try:
+        template = Template(with_tokens(REMINDS))
+    except BaseError:
+        return  # refused: nothing can differ
+    talk = Conversation.of(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))
+    prompt = template.prompt(talk.messages[:1])
+    assert template.render(talk).ids[: len(prompt)] == prompt
+
+
+def test_a_template_whose_pieces_merge_with_words_is_refused() -> None:
+    """Words right after letters merge with them in one text, and not when tokenised apart."""
+    merging = CHATML.replace(SAYS, "The words were " + SAYS)
+    with pytest.raises(BaseError, match="does not keep turns apart"):
+        Template(with_tokens(merging))
