@@ -80,10 +80,13 @@ def recipe_for(source: object, overrides: dict[str, Any] | None = None) -> Recip
     return load_recipe("starter", fields)
 
 
-@functools.cache
+# Loading a tokenizer takes longer than all else that is done with a few rows.
+load_once = functools.cache(Template.load)
+
+
 def template() -> Template:
     """The embedded base's tokenizer with chattune's template."""
-    return Template.load(starter_folder())
+    return load_once(starter_folder())
 
 
 def taught(prepared: Prepared, side: str = "train") -> list[str]:

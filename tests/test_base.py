@@ -129,7 +129,8 @@ def test_code_beside_a_known_kind_is_left_alone(copy: Path) -> None:
     assert not ran.exists()
 
 
-def test_a_hub_id_without_network_says_how_to_get_it() -> None:
+def test_a_hub_id_without_network_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     said = complaint("some-org/some-model-not-here")
     for remedy in ("hf download some-org/some-model-not-here", "folder", "--base starter"):
         assert remedy in said

@@ -12,14 +12,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import hub as hub_server
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
+import hub as hub_server
 from conftest import Outcome
 from hub import Damage, Hub, serve_hub
 
 ROWS = 400
+DAMAGES: dict[Damage, str] = {"truncate": "the download failed", "corrupt": "came down damaged"}
 # The clients wait for seconds between attempts; here nothing gets better by waiting.
 IMPATIENT = "import time; sleep = time.sleep; time.sleep = lambda s: sleep(min(s, 0.01))\n"
 STREAMING = IMPATIENT + (
@@ -29,15 +31,36 @@ STREAMING = IMPATIENT + (
 )
 
 
-def chattune(hub: Hub, home: Path, *args: str, before: str = IMPATIENT, **env: str) -> Outcome:
-    """Run `chattune ARGS` against the server, with caches of its own in `home`."""
+def python(hub: Hub, home: Path, code: str, *args: str, **env: str) -> Outcome:
+    """Run Python against the server, with caches of its own in `home`."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     clean |= hub.environment(home) | {"CHATTUNE_CACHE": str(home / "chattune")} | env
-    code = before + "from chattune.cli import main; main()"
     ended = subprocess.run(
-        [sys.executable, "-c", code, *args], env=clean, capture_output=True, text=True, timeout=180
+        [sys.executable, "-c", code, *args], env=clean, capture_output=True, text=True, timeout=300
     )
     return Outcome(ended.returncode, ended.stdout, ended.stderr)
+
+
+def chattune(hub: Hub, home: Path, *args: str, before: str = IMPATIENT, **env: str) -> Outcome:
+    """Run `chattune ARGS` against the server."""
+    return python(hub, home, before + "from chattune.cli import main; main()", *args, **env)
+
+
+def samples(hub: Hub, home: Path, rows: int, seeds: list[int], before: str = "") -> list[list[str]]:
+    """The opening questions of a sample for each seed."""
+    code = (
+        "import json, sys\n"
+        "from chattune.data.sources import read_rows\n"
+        "from chattune.recipe import DataRecipe\n"
+        "recipe = DataRecipe(source='org/data', rows=int(sys.argv[1]))\n"
+        "rows = [[r.fields for r in read_rows(recipe, int(seed))] for seed in sys.argv[2:]]\n"
+        "print(json.dumps([[r['messages'][0]['content'] for r in sample] for sample in rows]))\n"
+    )
+    ended = python(hub, home, before + code, str(rows), *map(str, seeds))
+    assert ended.code == 0, ended.err
+    chosen: list[list[str]] = json.loads(ended.out)
+    assert [len(set(sample)) for sample in chosen] == [rows] * len(seeds)
+    return chosen
 
 
 def prepare(hub: Hub, home: Path, *args: str, **more: str) -> Outcome:
@@ -115,19 +138,14 @@ def test_a_model_comes_down_answers_and_works_offline_after_that(
     assert hub.requests == []
 
 
-@pytest.mark.parametrize(
-    ("damage", "says"), [("truncate", "the download failed"), ("corrupt", "came down damaged")]
-)
-def test_damaged_weights_are_refused_and_forgotten(
-    damage: Damage, says: str, model_repo: Path, tmp_path: Path
-) -> None:
+def test_damaged_weights_are_refused_and_forgotten(model_repo: Path, tmp_path: Path) -> None:
     question = ["chat", "org/tiny", "--prompt", "hi"]
-    with serve_hub({"org/tiny": model_repo}, {}, damage={"model.safetensors": damage}) as hub:
-        line = refused(chattune(hub, tmp_path, *question))
-    assert says in line
-    assert "again" in line
+    for damage, says in DAMAGES.items():
+        with serve_hub({"org/tiny": model_repo}, {}, damage={"model.safetensors": damage}) as hub:
+            assert says in refused(chattune(hub, tmp_path, *question))
     with serve_hub({"org/tiny": model_repo}, {}) as hub:
-        assert chattune(hub, tmp_path, *question).code == 0
+        healthy = chattune(hub, tmp_path, *question)
+    assert healthy.code == 0, healthy.err
 
 
 def test_data_are_prepared_once_and_offline_after_that(jsonl_repo: Path, tmp_path: Path) -> None:
@@ -147,36 +165,21 @@ def test_data_are_prepared_once_and_offline_after_that(jsonl_repo: Path, tmp_pat
         assert json.loads(sampled.out)["rows"] == 50  # of the rows that were fetched before
 
 
-@pytest.mark.parametrize(
-    ("damage", "says"), [("truncate", "the download failed"), ("corrupt", "came down damaged")]
-)
-def test_damaged_data_are_refused_and_forgotten(
-    damage: Damage, says: str, jsonl_repo: Path, tmp_path: Path
-) -> None:
-    with serve_hub({}, {"org/data": jsonl_repo}, damage={"train.jsonl": damage}) as hub:
-        assert says in refused(prepare(hub, tmp_path, "--set", "data.rows=50"))
+def test_damaged_data_are_refused_and_forgotten(jsonl_repo: Path, tmp_path: Path) -> None:
+    for damage, says in DAMAGES.items():
+        with serve_hub({}, {"org/data": jsonl_repo}, damage={"train.jsonl": damage}) as hub:
+            assert says in refused(prepare(hub, tmp_path, "--set", "data.rows=50"))
     with serve_hub({}, {"org/data": jsonl_repo}) as hub:
         healthy = prepare(hub, tmp_path)
     assert healthy.code == 0, healthy.err
     assert json.loads(healthy.out)["rows"] == ROWS
 
 
-def test_a_sample_of_small_data_is_of_checked_files_and_seeded(
-    parquet_repo: Path, tmp_path: Path
-) -> None:
-    def sample(seed: int) -> dict[str, Any]:
-        shutil.rmtree(tmp_path / "chattune", ignore_errors=True)
-        chosen = prepare(hub, tmp_path, "--set", "data.rows=60", "--set", f"seed={seed}")
-        assert chosen.code == 0, chosen.err
-        report = json.loads(chosen.out)
-        assert isinstance(report, dict)
-        return report
-
+def test_a_sample_of_small_data_is_seeded(parquet_repo: Path, tmp_path: Path) -> None:
     with serve_hub({}, {"org/data": parquet_repo}) as hub:
-        one, again, other = sample(1), sample(1), sample(2)
-    assert one["rows"] == 60
+        one, again, other = samples(hub, tmp_path, 60, [1, 1, 2])
     assert one == again
-    assert one["tokens"] != other["tokens"]
+    assert one != other
 
 
 def test_a_big_repository_is_sampled_by_streaming_a_part_of_it(
@@ -190,15 +193,12 @@ def test_a_big_repository_is_sampled_by_streaming_a_part_of_it(
         send(self, code, body, headers)
 
     monkeypatch.setattr(hub_server._Handler, "_send", counted)
-    sample = ["--set", "data.rows=30", "--set", "seed=1"]
     with serve_hub({}, {"org/data": parquet_repo}) as hub:
-        one = prepare(hub, tmp_path / "one", *sample, before=STREAMING)
-        whole = sum(file.stat().st_size for file in parquet_repo.iterdir())
-        assert sum(sent) < whole / 2
-        again = prepare(hub, tmp_path / "again", *sample, before=STREAMING)
-    assert one.code == 0, one.err
-    assert json.loads(one.out)["rows"] == 30
-    assert one.out == again.out
+        (one,) = samples(hub, tmp_path, 30, [1], STREAMING)
+        assert sum(sent) < sum(file.stat().st_size for file in parquet_repo.iterdir()) / 2
+        again, other = samples(hub, tmp_path, 30, [1, 2], STREAMING)
+    assert one == again
+    assert one != other
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])

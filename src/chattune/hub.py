@@ -118,12 +118,12 @@ def quiet_hub(*libraries: Any) -> Iterator[None]:
 
     `libraries` are others with bars that are switched as the Hub client's are.
     """
-    import huggingface_hub.utils.logging  # sets the logger's level when it is imported
     from huggingface_hub import utils
+    from huggingface_hub.utils import logging as hub_logging  # sets its level when imported
 
     watched = sys.stderr.isatty() and not os.environ.get("CI")
     bars = [x for x in (utils, *libraries) if not watched and not x.are_progress_bars_disabled()]
-    loggers = [logging.getLogger(name) for name in ("huggingface_hub", "datasets")]
+    loggers = [hub_logging.get_logger("huggingface_hub"), logging.getLogger("datasets")]
     with ExitStack() as undo:
         for library in bars:
             undo.callback(library.enable_progress_bars)

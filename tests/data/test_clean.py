@@ -39,7 +39,11 @@ def say(*words: str) -> Conversation:
         (Conversation.of(("user", "a"), ("assistant", "b"), ("assistant", "c")), "role_order"),
         (
             Conversation.of(
-                ("user", "a"), ("assistant", "b"), ("system", "c"), ("user", "d"), ("assistant", "e")
+                ("user", "a"),
+                ("assistant", "b"),
+                ("system", "c"),
+                ("user", "d"),
+                ("assistant", "e"),
             ),
             "role_order",
         ),

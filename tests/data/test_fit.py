@@ -6,12 +6,12 @@ from dataclasses import asdict
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rows import template
 
 from chattune.conversation import Conversation
 from chattune.data.fit import Cuts, fit
 from chattune.recipe import DataRecipe
 from chattune.template import Rendered
+from rows import template
 
 Fitted = tuple[list[tuple[Conversation, Rendered]], dict[str, int], dict[str, int]]
 

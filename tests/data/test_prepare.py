@@ -11,12 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Outcome
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from rows import END, IGNORED, SHAPES, exchanges, lines, recipe_for, talk, taught, template
-from rows import write as write_file
-from rows import write_rows
 
 from chattune.base import starter_folder
 from chattune.conversation import Conversation
@@ -24,6 +20,21 @@ from chattune.data import Prepared, prepare
 from chattune.data.report import DataReport
 from chattune.errors import DataError, RecipeError
 from chattune.template import Template
+from conftest import Outcome
+from rows import (
+    END,
+    IGNORED,
+    SHAPES,
+    exchanges,
+    lines,
+    load_once,
+    recipe_for,
+    talk,
+    taught,
+    template,
+    write_rows,
+)
+from rows import write as write_file
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +42,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache that no other test has filled."""
     folder = tmp_path / "cache"
     monkeypatch.setenv("CHATTUNE_CACHE", str(folder))
+    monkeypatch.setattr(Template, "load", load_once)
     return folder
 
 
@@ -97,9 +109,7 @@ def test_every_reply_of_a_conversation_is_learnt_and_ends(tmp_path: Path) -> Non
 
 
 def test_a_question_that_nobody_answered_is_not_learnt(tmp_path: Path) -> None:
-    rows = [
-        {"text": f"### Human: {i}?### Assistant: {i}.### Human: And then?"} for i in range(3)
-    ]
+    rows = [{"text": f"### Human: {i}?### Assistant: {i}.### Human: And then?"} for i in range(3)]
     prepared = prepare(recipe_for(write_rows(tmp_path / "talk.jsonl", rows)))
     assert taught(prepared) == [f"{i}.{END}" for i in range(3)]
     assert "And then" not in template().decode(prepared.train["input_ids"][0])
@@ -120,7 +130,9 @@ def test_what_is_cut_to_length_still_ends(tmp_path: Path) -> None:
     prepared = prepare(recipe_for(source, {"data.max_length": 64}))
     assert prepared.report.cut["conversations"] == 3
     assert all(len(ids) <= 64 for ids in prepared.train["input_ids"])
-    assert all(re.fullmatch(rf"(This is .*\.){re.escape(END)}", words) for words in taught(prepared))
+    assert all(
+        re.fullmatch(rf"(This is .*\.){re.escape(END)}", words) for words in taught(prepared)
+    )
 
 
 def test_a_length_above_the_bases_positions_is_refused(tmp_path: Path) -> None:
@@ -142,28 +154,32 @@ def test_rendered_gives_the_first_training_rows(tmp_path: Path) -> None:
 # Rows = kept + dropped, whatever the rows are.
 
 
-@pytest.fixture
-def _one_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Load the tokenizer once for all the examples of a property."""
-    loaded = template()
-    monkeypatch.setattr(Template, "load", classmethod(lambda cls, folder: loaded))
-
-
 words = st.one_of(
     st.text(max_size=8),
-    st.sampled_from(["", " ", "Yes.", "Yes!", "ok", "### Human: x", "### Steps", END, "long " * 40]),
+    st.sampled_from(
+        ["", " ", "Yes.", "Yes!", "ok", "### Human: x", "### Steps", END, "long " * 40]
+    ),
 )
 wrong = st.sampled_from([None, 5, True, [], {}, ["x"], "\ud800", "\x00"])
 broken = st.sampled_from(
-    [b"{", b"[1]", b"null", b'"x"', b"{}", b'{"foo": 1}', b'{"a": "\xff"}', b"[" * 2000, b"nonsense"]
+    [
+        b"{",
+        b"[1]",
+        b"null",
+        b'"x"',
+        b"{}",
+        b'{"foo": 1}',
+        b'{"a": "\xff"}',
+        b"[" * 2000,
+        b"nonsense",
+    ]
 )
 
 
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(shape=st.sampled_from(sorted(SHAPES)), data=st.data())
-@pytest.mark.usefixtures("_one_tokenizer")
 def test_every_row_is_kept_or_dropped_under_a_reason(shape: str, data: st.DataObject) -> None:
     row = st.builds(SHAPES[shape], words | wrong, words | wrong).map(lambda r: lines([r]).strip())
     mixture = data.draw(st.lists(st.one_of(row, row, row, broken), max_size=12))
@@ -306,7 +322,7 @@ def test_the_cache_is_served_whatever_the_file_is_dated(
 
 def test_a_changed_file_is_prepared_anew(tmp_path: Path, tokenised: Callable[[], int]) -> None:
     source = write_rows(tmp_path / "talk.jsonl", talk(5))
-    dates = os.stat(source)
+    dates = source.stat()
     first = prepare(recipe_for(source))
     before = tokenised()
     source.write_bytes(source.read_bytes().replace(b"After 1 ", b"After I "))
@@ -361,9 +377,7 @@ def base_with(folder: Path, change: Callable[[dict[str, Any]], None]) -> Path:
     return folder
 
 
-def test_another_tokenizer_is_prepared_anew(
-    tmp_path: Path, tokenised: Callable[[], int]
-) -> None:
+def test_another_tokenizer_is_prepared_anew(tmp_path: Path, tokenised: Callable[[], int]) -> None:
     source = write_rows(tmp_path / "talk.jsonl", talk(5))
     first = prepare(recipe_for(source))
     before = tokenised()
@@ -517,9 +531,7 @@ def test_output_is_named_on_standard_error(tmp_path: Path, cli: Cli) -> None:
 def test_a_dry_run_writes_nothing(tmp_path: Path, cli: Cli) -> None:
     source = write_rows(tmp_path / "talk.jsonl", talk(3))
     before = everything_below(tmp_path)
-    out = cli(
-        "prepare", "--data", source, "--output", tmp_path / "out", "--dry-run", "--json"
-    )
+    out = cli("prepare", "--data", source, "--output", tmp_path / "out", "--dry-run", "--json")
     assert (out.code, json.loads(out.out)["kept"]) == (0, 3)
     assert everything_below(tmp_path) == before
 
@@ -534,15 +546,13 @@ def test_show_mask_paints_what_is_learnt_green(
     source = write_rows(tmp_path / "talk.jsonl", talk(5))
     out = cli("prepare", "--data", source, "--set", "data.validation=0", "--show-mask", 2)
     assert out.code == 0
-    green = re.findall(r"\x1b\[30;42m(.*?)\x1b\[0m", out.out)
+    green = re.findall(r"\x1b\[[\d;]*42m(.*?)\x1b\[0m", out.out)
     assert green == [a + END for _, a in exchanges(2)]
     assert "example 2:" in out.out
     assert "example 3:" not in out.out
 
 
-def test_show_mask_beside_json_leaves_standard_output_to_the_json(
-    tmp_path: Path, cli: Cli
-) -> None:
+def test_show_mask_beside_json_leaves_standard_output_to_the_json(tmp_path: Path, cli: Cli) -> None:
     source = write_rows(tmp_path / "talk.jsonl", talk(5))
     out = cli("prepare", "--data", source, "--json", "--show-mask", 1)
     assert json.loads(out.out)["kept"] == 5

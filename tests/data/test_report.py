@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from rich.console import Console, Group
 from rich.text import Text
-from rows import END, exchanges, recipe_for, talk, template, write_rows
 
 from chattune.conversation import Conversation
 from chattune.data import prepare
 from chattune.data.report import DataReport, as_mask, as_table, languages, length_quantiles
+from rows import END, exchanges, recipe_for, talk, template, write_rows
 
 REPORT = DataReport(
     source="talk.jsonl",
@@ -97,7 +97,9 @@ def test_languages_most_common_first() -> None:
         for thing in ("house", "river", "garden")
     ]
     german = [
-        Conversation.of(("user", "Wo ist das Haus?"), ("assistant", "Es steht dort drüben am Fluss."))
+        Conversation.of(
+            ("user", "Wo ist das Haus?"), ("assistant", "Es steht dort drüben am Fluss.")
+        )
     ]
     assert languages(german + english) == {"en": 3, "de": 1}
 
@@ -136,7 +138,12 @@ def test_the_report_counts_what_was_prepared(tmp_path: Path) -> None:
         {
             "messages": [
                 {"role": r, "content": w}
-                for r, w in [("user", "a?"), ("assistant", "b."), ("user", "c?"), ("assistant", "d.")]
+                for r, w in [
+                    ("user", "a?"),
+                    ("assistant", "b."),
+                    ("user", "c?"),
+                    ("assistant", "d."),
+                ]
             ]
         }
     )

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rows import lines, talk, write, write_rows
 
 from chattune.data import sources
 from chattune.data.sources import Row, fingerprint, read_rows
 from chattune.errors import DataError
 from chattune.recipe import DataRecipe
+from rows import lines, talk, write, write_rows
 
 # Whatever a file format could stumble over: quotes, separators, newlines, and other alphabets.
 AWKWARD = [
@@ -188,8 +188,8 @@ def test_a_sample_of_a_folder_draws_from_all_its_files(tmp_path: Path) -> None:
 
 
 def test_a_sample_needs_memory_for_its_own_rows_only(tmp_path: Path) -> None:
-    path = write(tmp_path / "rows.jsonl", lines({"n": str(i) * 500} for i in range(20_000)))
-    assert path.stat().st_size > 40e6
+    path = write(tmp_path / "rows.jsonl", lines({"n": str(i) * 500} for i in range(6000)))
+    assert path.stat().st_size > 10e6
     tracemalloc.start()
     try:
         assert len(read(path, rows=10)) == 10
@@ -199,11 +199,11 @@ def test_a_sample_needs_memory_for_its_own_rows_only(tmp_path: Path) -> None:
 
 
 def test_rows_are_read_as_they_are_asked_for(tmp_path: Path) -> None:
-    path = write(tmp_path / "rows.jsonl", lines({"n": "x" * 1000} for _ in range(10_000)))
+    path = write(tmp_path / "rows.jsonl", lines({"n": "x" * 1000} for _ in range(5000)))
     tracemalloc.start()
     try:
         rows = read_rows(DataRecipe(source=str(path)), 0)
-        assert sum(1 for _ in rows) == 10_000
+        assert sum(1 for _ in rows) == 5000
         assert tracemalloc.get_traced_memory()[1] < 1e6
     finally:
         tracemalloc.stop()

@@ -172,7 +172,7 @@ def test_serving_says_where_and_a_taken_port_is_refused(
     template: Template, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     blocked: list[gr.Blocks] = []
-    monkeypatch.setattr(gr.Blocks, "block_thread", blocked.append)
+    monkeypatch.setattr(gr.Blocks, "block_thread", lambda page: blocked.append(page))
     bot = Chatbot(engine(template, "yes"), template, POSITIONS)
     with caplog.at_level(logging.INFO, "chattune"):
         serve_page(bot, title="a title")

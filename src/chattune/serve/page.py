@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -126,7 +127,7 @@ def _messages(history: list[dict[str, Any]]) -> list[Message]:
     turns = [Message(turn["role"], _words(turn["content"])) for turn in history]
     return [
         message
-        for asked, answered in zip(turns, turns[1:], strict=False)
+        for asked, answered in pairwise(turns)
         if (asked.role, answered.role) == ("user", "assistant") and answered.content != _SILENCE
         for message in (asked, answered)
     ]

@@ -1,0 +1,253 @@
+"""The terminal chat: replies as they come, slash commands, and how one leaves."""
+
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from chattune.base import starter_folder
+from chattune.chat import Chatbot
+from chattune.chat.terminal import HELP, command, talk
+from chattune.conversation import Message
+from chattune.data.formats import recognise
+from chattune.data.sources import read_rows
+from chattune.errors import ChatError, UserError
+from chattune.generate import Decoding
+from chattune.generate.scripted import ScriptedEngine
+from chattune.recipe import DataRecipe
+from chattune.template import Template
+
+END = 0  # the starter's end token
+
+
+@pytest.fixture(scope="module")
+def template() -> Template:
+    return Template.load(starter_folder())
+
+
+@pytest.fixture
+def bot(template: Template) -> Chatbot:
+    return scripted(template, "Hello there.")
+
+
+def scripted(template: Template, *replies: str) -> Chatbot:
+    engine = ScriptedEngine([[*template.words(reply), END] for reply in replies])
+    return Chatbot(engine, template, 512)
+
+
+@pytest.fixture
+def screen(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Talk to a bot with these lines typed (an exception is raised instead); what was shown."""
+
+    def run(bot: Chatbot, *typed: str | type[BaseException]) -> str:
+        lines = iter(typed)
+
+        def read(_: object = None) -> str:
+            line = next(lines, EOFError)
+            if isinstance(line, str):
+                return line
+            raise line
+
+        monkeypatch.setattr("builtins.input", read)
+        console = Console(file=io.StringIO(), width=200)
+        talk(bot, console)
+        shown: str = console.file.getvalue()  # type: ignore[attr-defined]
+        return shown
+
+    return run
+
+
+# --- talking -----------------------------------------------------------------------------------
+
+
+def test_a_message_is_answered(bot: Chatbot, screen: Callable[..., str]) -> None:
+    assert "bot Hello there.\n" in screen(bot, "Hi!")
+    assert [m.content for m in bot.messages] == ["Hi!", "Hello there."]
+
+
+@pytest.mark.parametrize("leave", ["/quit", "/exit", EOFError, KeyboardInterrupt])
+def test_one_can_leave(
+    bot: Chatbot, screen: Callable[..., str], leave: str | type[BaseException]
+) -> None:
+    assert "Hello" not in screen(bot, leave, "Hi!")
+
+
+def test_empty_lines_are_passed_over(bot: Chatbot, screen: Callable[..., str]) -> None:
+    screen(bot, "", "   ", "Hi!")
+    assert len(bot.messages) == 2
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["[bold]no markup[/bold]", "a list: [1, 2]", ":smile: and :warning:", "x[1:heart:2]", "\\[a]"],
+)
+def test_replies_are_shown_as_they_are(
+    template: Template, screen: Callable[..., str], said: str
+) -> None:
+    """Also where several tokens, or one, spell what the terminal library would decorate."""
+    assert f"bot {said}\n" in screen(scripted(template, said), "Hi!")
+
+
+def test_long_replies_are_not_broken_by_us(template: Template, screen: Callable[..., str]) -> None:
+    said = "word " * 100 + "end."
+    assert said in screen(scripted(template, said), "Hi!")
+
+
+def test_an_error_is_one_line_and_the_talk_goes_on(
+    bot: Chatbot, screen: Callable[..., str]
+) -> None:
+    shown = screen(bot, "why " * 800, "/set top_p 7", "/set nothing 1", "Hi!")
+    assert "the message is too long" in shown
+    assert "top_p: input should be less than or equal to 1, not '7'" in shown
+    assert "nothing: no such setting" in shown
+    assert "Hello there." in shown
+    assert "Traceback" not in shown
+
+
+class Interrupted:
+    """An engine whose reply the person stops with Ctrl-C after a word."""
+
+    def __init__(self, ids: list[int]) -> None:
+        self._ids = ids
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], decoding: Decoding
+    ) -> Iterator[tuple[int, int]]:
+        yield from ((0, token) for token in self._ids)
+        raise KeyboardInterrupt
+
+
+def test_ctrl_c_in_a_reply_stops_that_reply_only(
+    template: Template, screen: Callable[..., str]
+) -> None:
+    bot = Chatbot(Interrupted(template.words("Hello")), template, 512)
+    shown = screen(bot, "Hi!", "Hi again!", "/quit")
+    assert shown.count("Hello (stopped)") == 2
+    assert [m.content for m in bot.messages] == ["Hi!", "Hello", "Hi again!", "Hello"]
+
+
+# --- commands ----------------------------------------------------------------------------------
+
+
+def test_reset_forgets(bot: Chatbot, screen: Callable[..., str]) -> None:
+    assert "forgotten" in screen(bot, "Hi!", "/reset")
+    assert bot.messages == []
+
+
+@pytest.mark.parametrize(
+    ("typed", "system", "said"),
+    [
+        ("/system Be kind.", "Be kind.", "system prompt: Be kind."),
+        ("/system   Be  kind. ", "Be  kind.", "system prompt: Be  kind."),
+        ("/system", None, "system prompt: none"),
+    ],
+)
+def test_the_system_prompt_can_be_set(
+    bot: Chatbot, typed: str, system: str | None, said: str
+) -> None:
+    bot.system = "before"
+    assert command(bot, typed) == said
+    assert bot.system == system
+
+
+@pytest.mark.parametrize(
+    ("typed", "name", "value"),
+    [
+        ("/set temperature 0", "temperature", 0.0),
+        ("/set temperature  1.5 ", "temperature", 1.5),
+        ("/set top_k 5", "top_k", 5),
+        ("/set top_p 0.5", "top_p", 0.5),
+        ("/set max_new_tokens 9", "max_new_tokens", 9),
+        ("/set repetition_penalty 1.2", "repetition_penalty", 1.2),
+        ("/set seed 3", "seed", 3),
+        ("/set seed none", "seed", None),
+    ],
+)
+def test_each_setting_can_be_set(bot: Chatbot, typed: str, name: str, value: object) -> None:
+    assert command(bot, typed) == f"{name} = {value}"
+    assert getattr(bot.decoding, name) == value
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        *("/set", "/set temperature", "/set temperature hot", "/set temperature none"),
+        *("/set top_k 1.5", "/set seed -1", "/set speed 3", "/set self 1", "/set = 3"),
+    ],
+)
+def test_a_wrong_setting_is_answered_in_one_line(bot: Chatbot, typed: str) -> None:
+    before = bot.decoding
+    with pytest.raises(UserError) as caught:
+        command(bot, typed)
+    assert "\n" not in str(caught.value)
+    assert bot.decoding == before
+
+
+@pytest.mark.parametrize("typed", ["/help", "/nonsense", "/", "/resett"])
+def test_help_and_whatever_is_unknown_list_the_commands(bot: Chatbot, typed: str) -> None:
+    assert command(bot, typed) == HELP
+
+
+def test_help_names_every_setting_and_command() -> None:
+    assert all(name in HELP for name in Decoding.model_fields)
+    assert all(f"/{name}" in HELP for name in ("reset", "system", "set", "save", "quit"))
+
+
+# --- saving ------------------------------------------------------------------------------------
+
+
+def test_a_saved_conversation_can_be_trained_on(bot: Chatbot, tmp_path: Path) -> None:
+    bot.system = "Be kind, Größe 答."
+    bot.reply("Hi!\nHow are you?")
+    file = tmp_path / "chat.jsonl"
+    assert command(bot, f"/save {file}") == f"saved 2 messages to {file}"
+    bot.reset()
+    bot.system = None
+    bot.reply("Bye!")
+    command(bot, f"/save {file}")
+    assert saved(file) == [
+        [
+            Message("system", "Be kind, Größe 答."),
+            Message("user", "Hi!\nHow are you?"),
+            Message("assistant", "Hello there."),
+        ],
+        [Message("user", "Bye!"), Message("assistant", "Hello there.")],
+    ]
+
+
+def saved(file: Path) -> list[list[Message]]:
+    """The conversations of a file, as the data stage reads them."""
+    recipe = DataRecipe(source=str(file))
+    found = []
+    for row in read_rows(recipe, 0):
+        form = recognise(row.fields, recipe)
+        assert form is not None, row
+        found += [list(c.messages) for c in form.read(row.fields, recipe)]
+    return found
+
+
+def test_saving_needs_a_file(bot: Chatbot) -> None:
+    assert command(bot, "/save") == "/save FILE: name a file, such as chat.jsonl"
+
+
+@pytest.mark.parametrize("name", ["", "missing/chat.jsonl", "nul\0l.jsonl"])
+def test_where_nothing_can_be_saved_is_said(bot: Chatbot, tmp_path: Path, name: str) -> None:
+    bot.reply("Hi!")
+    try:
+        said = command(bot, f"/save {tmp_path / name}")
+    except ChatError as refusal:
+        said = str(refusal)
+    assert "cannot be written" in said
+    assert "\n" not in said
+
+
+def test_an_empty_conversation_adds_no_line(bot: Chatbot, tmp_path: Path) -> None:
+    """A line without messages would be refused, or dropped, when the file is trained on."""
+    file = tmp_path / "chat.jsonl"
+    command(bot, f"/save {file}")
+    assert not file.exists() or all(
+        json.loads(line)["messages"] for line in file.read_text("utf-8").splitlines()
+    )
