@@ -1,13 +1,19 @@
-"""A tiny GPT-Neo with the starter's tokenizer, conversations to tune it on, and the command line."""
+"""A tiny GPT-Neo with the starter's tokenizer, conversations to tune it on, the command line."""
 
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+# Before anything imports the libraries that read them: the suite touches no network. One thread
+# for tiny models: more of them wait for each other longer than they compute.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+os.environ["OMP_NUM_THREADS"] = "1"
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -27,16 +33,14 @@ class Outcome:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _quiet_and_offline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No network, a cache of our own, and two threads: the suite runs anywhere alike."""
-    os.environ["HF_HUB_OFFLINE"] = "1"
+def _cache_of_our_own(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["CHATTUNE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
-    os.environ["TRANSFORMERS_VERBOSITY"] = "error"
-    yield
 
 
 @pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
+def cli(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Outcome]:
     """Run `chattune ARGS` in this process: exit code, standard output, standard error."""
 
     def run(*args: object) -> Outcome:

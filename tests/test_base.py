@@ -70,7 +70,7 @@ def test_a_missing_folder_is_said(tmp_path: Path) -> None:
     assert "no such folder" in complaint(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("name", ["./nowhere", "../nowhere", "a/b/c", "Not A Base!", "a" * 300])
+@pytest.mark.parametrize("name", ["./nowhere", "../nowhere", "a/b/c", "Not A Base!"])
 def test_a_path_that_is_not_there_is_no_hub_id(name: str) -> None:
     assert "no such folder" in complaint(name)
 

@@ -183,3 +183,11 @@ def test_doctor_tells_a_person_the_same(cli, quick_rates: None) -> None:
 
 def test_doctor_measures_this_machine(cli) -> None:
     assert json.loads(cli("doctor", "--json").out)["matrix_gflops"]["fp32"] > 0
+
+
+@pytest.mark.parametrize("verb", ["chat", "tune"])
+def test_a_name_longer_than_any_path_is_refused(cli, verb: str) -> None:
+    done = cli(verb, "a" * 300)
+    assert done.code == 2
+    assert done.err.count("\n") == 1
+    assert "too long to be a path" in done.err

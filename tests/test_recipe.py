@@ -71,7 +71,6 @@ def test_the_studys_recipes_are_named_after_base_and_data(name: str) -> None:
 def test_the_starter_needs_no_network() -> None:
     recipe = load_recipe("starter")
     assert (recipe.base, recipe.data.source) == ("starter", "starter")
-    assert (recipe.training.batch_size, recipe.training.accumulation) == (4, 4)
 
 
 def test_defaults_are_the_studys_numbers(tmp_path: Path) -> None:
@@ -303,7 +302,7 @@ def test_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:
     assert load_recipe(str(path)).training.steps == 5
 
 
-@pytest.mark.parametrize("name", ["starte", "nowhere/mine.yaml", "", "a" * 300])
+@pytest.mark.parametrize("name", ["starte", "nowhere/mine.yaml", ""])
 def test_an_unknown_recipe_lists_the_shipped_ones(name: str) -> None:
     [line] = complaints(name)
     assert all(known in line for known in shipped())

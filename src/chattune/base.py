@@ -19,7 +19,7 @@ STARTER = "starter"
 _TOKENIZER_FILES = ["config.json", "generation_config.json", "tokenizer*", "vocab*", "merges.txt"]
 _TOKENIZER_FILES += ["special_tokens_map.json", "added_tokens.json", "chat_template.jinja"]
 _WEIGHT_FILES = ["*.safetensors", "model.safetensors.index.json"]
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+|[\w-]+")
+_HUB_ID = re.compile(r"(?!\.)[\w.-]+/[\w.-]+|[\w-]+")
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,8 @@ def find_base(name: str, *, weights: bool = True) -> Base:
         raise BaseError(f"base {name}: {folder} holds no config.json, so no model") from error
     except (OSError, ValueError) as error:
         raise BaseError(f"base {name}: its config.json is damaged ({error})") from error
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise BaseError(f"base {name}: its config.json is damaged (it names no model_type)")
     _refuse_remote_code(name, config)
     if weights:
         _refuse_pickles(name, folder)

@@ -3,6 +3,7 @@
 A verb imports its stage inside, so that `chattune --help` answers without torch.
 """
 
+import errno
 import json
 import logging
 import os
@@ -141,9 +142,11 @@ def chat(
 def serve(run_or_model: RunOrModel, host: Host = "127.0.0.1", port: Port = None) -> None:
     """Open a chat page for a run or a model on this machine."""
     from chattune.chat import Chatbot
+
+    bot = Chatbot.load(run_or_model)  # first: importing Gradio takes longer than a wrong path
     from chattune.serve import serve_page
 
-    serve_page(Chatbot.load(run_or_model), title=Path(run_or_model).name, host=host, port=port)
+    serve_page(bot, title=Path(run_or_model).name, host=host, port=port)
 
 
 @app.command()
@@ -242,6 +245,11 @@ def main() -> None:
         for line in str(error).splitlines():
             typer.echo(f"chattune: {line}", err=True)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        typer.echo(f"chattune: {error.filename}: too long to be a path, and not a name", err=True)
+        sys.exit(2)
 
 
 def _recipe(

@@ -15,7 +15,7 @@ from chattune.errors import RecipeError
 class Section(BaseModel):
     """A part of a recipe: frozen, and closed to fields it does not know."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DataRecipe(Section):
@@ -88,7 +88,9 @@ class Recipe(Section):
     data: DataRecipe
     lora: LoraRecipe = LoraRecipe()
     training: TrainingRecipe
-    seed: int = Field(0, ge=0, description="Seeds sampling, initialisation, order and dropout.")
+    seed: int = Field(
+        0, ge=0, lt=2**32, description="Seeds sampling, initialisation, order and dropout."
+    )
 
     def to_yaml(self) -> str:
         """The resolved recipe, every field written out."""
@@ -119,7 +121,7 @@ def parse_overrides(settings: Sequence[str]) -> dict[str, Any]:
             raise RecipeError(f"--set {setting}: write it as field=value, such as lora.rank=8")
         try:
             pairs[field.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none
             raise RecipeError(f"--set {setting}: {value!r} is not a YAML value") from error
     return pairs
 
@@ -154,6 +156,8 @@ def _read(name: str) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise RecipeError(f"{name}:{line}: not valid YAML: {error.problem}") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise RecipeError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise RecipeError(f"recipe {name}: expected fields such as `base:` and `data:`")
     return tree
@@ -193,4 +197,5 @@ def _problem(detail: dict[str, Any]) -> str:
     if detail["type"] == "missing":
         return f"{field}: missing; add it to the recipe or pass --set {field}=..."
     message = detail["msg"].removeprefix("Value error, ")
-    return f"{field}: {message[0].lower()}{message[1:]}, not {detail['input']!r}"
+    seen = "" if isinstance(detail["input"], dict) else f", not {detail['input']!r:.80}"
+    return f"{field}: {message[0].lower()}{message[1:]}{seen}"

@@ -14,10 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from chattune.errors import RunError
-from chattune.recipe import Recipe
+from chattune.errors import RecipeError, RunError
+from chattune.recipe import Recipe, load_recipe
 
 MANIFEST = "manifest.json"
 RECIPE = "recipe.yaml"
@@ -51,9 +49,12 @@ class Run:
                 raise RunError(f"run {folder}: not finished; go on with chattune tune --resume")
             raise RunError(f"run {folder}: not a run folder (it has no {MANIFEST})")
         try:
-            listed = json.loads((path / MANIFEST).read_text("utf-8"))["files"]
-        except (ValueError, KeyError) as error:
+            listed = dict(json.loads((path / MANIFEST).read_text("utf-8"))["files"])
+        except (ValueError, KeyError, TypeError) as error:
             raise RunError(f"run {folder}: {MANIFEST} is damaged ({error})") from error
+        for name in (RECIPE, FACTS, *ADAPTER):
+            if name not in listed:
+                raise RunError(f"run {folder}: {MANIFEST} is damaged (it does not list {name})")
         for name, expected in listed.items():
             if not (path / name).is_file():
                 raise RunError(f"run {folder}: {name} is missing")
@@ -88,7 +89,10 @@ def is_run(folder: str | Path) -> bool:
 
 def read_recipe(folder: Path) -> Recipe:
     """The recipe written into a run folder, finished or not."""
-    return Recipe.model_validate(yaml.safe_load((folder / RECIPE).read_text("utf-8")))
+    try:
+        return load_recipe(str(folder / RECIPE))
+    except RecipeError as error:
+        raise RunError(f"run {folder}: its recipe cannot be read: {error}") from error
 
 
 def refuse_unusable(folder: Path) -> None:

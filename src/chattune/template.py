@@ -8,6 +8,7 @@ chatting cannot differ.
 """
 
 import functools
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -83,11 +84,16 @@ class Template:
         if not tokenizer.chat_template:
             tokenizer.chat_template = CHAT_TEMPLATE
         self.tokenizer = tokenizer
-        self._special = frozenset(tokenizer.all_special_ids)
-        # A copy of its own: the flag is state, and a server encodes from several threads.
-        self._words = type(tokenizer.backend_tokenizer).from_str(
-            tokenizer.backend_tokenizer.to_str()
-        )
+        added = tokenizer.added_tokens_decoder
+        self._special = frozenset(tokenizer.all_special_ids) | {
+            i for i in added if added[i].special
+        }
+        # A copy of its own: the flag is state, and a server encodes from several threads. Every
+        # added token counts as special in it, for some templates' markers are not marked so.
+        backend = json.loads(tokenizer.backend_tokenizer.to_str())
+        for token in backend["added_tokens"]:
+            token["special"] = True
+        self._words = type(tokenizer.backend_tokenizer).from_str(json.dumps(backend))
         self._words.encode_special_tokens = True
         self._words.no_padding()
         self._words.no_truncation()
@@ -147,7 +153,9 @@ class Template:
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         encoded = self._words.encode_batch_fast(
-            [text.strip() for text in texts], add_special_tokens=False
+            # Half a surrogate pair, as a terminal may send one, is no text: it becomes "?".
+            [text.strip().encode("utf-8", "replace").decode() for text in texts],
+            add_special_tokens=False,
         )
         return [encoding.ids for encoding in encoded]
 
@@ -201,7 +209,7 @@ class Template:
 
         try:
             return str(self.tokenizer.apply_chat_template(messages, tokenize=False, **options))
-        except TemplateError as error:
+        except (TemplateError, TypeError, ValueError) as error:
             roles = " / ".join(m["role"] for m in messages)
             raise BaseError(
                 f"{self.tokenizer.name_or_path}: its chat template refuses {roles} ({error})"
@@ -211,13 +219,16 @@ class Template:
         """Our pieces, tokenised apart, must equal what `apply_chat_template` gives for the whole.
 
         They would not where a tokenizer merges over the edge of a piece; the model would then be
-        tuned on tokens that no other tool sends it.
+        tuned on tokens that no other tool sends it. And what stands before a reply must not depend
+        on the turns after it, which nobody knows yet while chatting.
         """
         messages = [{"role": m.role, "content": m.content} for m in _PROBE.messages]
         whole = self.tokenizer(
             self._apply(messages, add_generation_prompt=True), add_special_tokens=False
         ).input_ids
-        if list(whole) != self.prompt(_PROBE.messages):
+        first = self.prompt(_PROBE.messages[:1])
+        alike = list(whole) == self.prompt(_PROBE.messages)
+        if not alike or self.render(_PROBE).ids[: len(first)] != first:
             raise BaseError(
                 f"{self.tokenizer.name_or_path}: its tokenizer or chat template does not keep "
                 "turns apart: the prompt differs from what stands before a reply in training"

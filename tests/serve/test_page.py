@@ -46,6 +46,12 @@ class Recorder(ScriptedEngine):
             yield index, token
 
 
+@pytest.fixture(autouse=True)
+def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+
 @pytest.fixture(scope="module")
 def template() -> Template:
     return Template.load(starter_folder())
@@ -181,6 +187,36 @@ def test_serving_says_where_and_a_taken_port_is_refused(
         assert f"chat page: {page.local_url}" in caplog.text
         with pytest.raises(UserError, match=rf"--port {page.server_port}: .*choose another"):
             serve_page(bot, title="a title", port=page.server_port)
+    finally:
+        page.close(verbose=False)
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "says"),
+    [
+        ("203.0.113.5", None, "--host 203.0.113.5: cannot be listened on"),  # RFC 5737: nobody's
+        ("127.0.0.1", 80_000, "--port 80000: not a port"),
+    ],
+)
+def test_an_address_that_cannot_be_is_refused(
+    host: str, port: int | None, says: str, template: Template
+) -> None:
+    bot = Chatbot(engine(template, "yes"), template, POSITIONS)
+    with pytest.raises(UserError, match=says):
+        serve_page(bot, title="a title", host=host, port=port)
+
+
+def test_a_proxy_that_keeps_the_page_from_itself_is_named(
+    template: Template, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "http_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name)
+    page = chat_page(Chatbot(engine(template, "yes"), template, POSITIONS), "a title")
+    try:
+        with pytest.raises(UserError, match="NO_PROXY"):
+            open_page(page, "127.0.0.1", None)
     finally:
         page.close(verbose=False)
 

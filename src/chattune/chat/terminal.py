@@ -72,11 +72,13 @@ def command(bot: Chatbot, text: str) -> str:
 def _save(bot: Chatbot, file: str) -> str:
     if not file:
         return "/save FILE: name a file, such as chat.jsonl"
+    if not bot.messages:
+        return "nothing to save yet"
     head = [Message("system", bot.system)] if bot.system else []
     messages = [{"role": m.role, "content": m.content} for m in [*head, *bot.messages]]
     try:
         with Path(file).open("a", encoding="utf-8") as out:
             out.write(json.dumps({"messages": messages}, ensure_ascii=False) + "\n")
-    except OSError as error:
-        return f"/save {file}: cannot be written ({error.strerror})"
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        return f"/save {file}: cannot be written ({error})"
     return f"saved {len(bot.messages)} messages to {file}"

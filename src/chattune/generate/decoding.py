@@ -21,9 +21,9 @@ class Decoding(BaseModel):
     top_p: float = Field(0.95, gt=0, le=1, description="keep the likeliest tokens of this mass")
     max_new_tokens: int = Field(256, ge=1, description="longest reply in tokens")
     repetition_penalty: float = Field(1.0, gt=0, le=5, description="1 is off")
-    seed: int | None = Field(None, ge=0, description="the same seed gives the same reply")
+    seed: int | None = Field(None, ge=0, lt=2**63, description="the same seed gives the same reply")
 
-    def but(self, **changes: Any) -> Self:
+    def but(self, /, **changes: Any) -> Self:
         """A copy with some fields changed, checked again. Raises ChatError naming the field."""
         try:
             return type(self)(**{**self.model_dump(), **changes})

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+_GREEDY = 1e-4  # logits over a temperature below this leave fp32's range; greedy is its limit
+
 
 class ReferenceEngine:
     """Generates with a model as it is; prompts are answered one after the other."""
@@ -63,7 +65,7 @@ def _processors(decoding: Decoding) -> LogitsProcessorList:
     chosen = LogitsProcessorList()
     if decoding.repetition_penalty != 1:
         chosen.append(RepetitionPenaltyLogitsProcessor(decoding.repetition_penalty))
-    if decoding.temperature > 0:
+    if decoding.temperature > _GREEDY:
         chosen.append(TemperatureLogitsWarper(decoding.temperature))
         if decoding.top_k > 0:
             chosen.append(TopKLogitsWarper(decoding.top_k))
@@ -73,7 +75,7 @@ def _processors(decoding: Decoding) -> LogitsProcessorList:
 
 
 def _draw(scores: torch.Tensor, decoding: Decoding, random: torch.Generator) -> torch.Tensor:
-    if decoding.temperature == 0:
+    if decoding.temperature <= _GREEDY:
         return scores.argmax(dim=-1, keepdim=True)
     # Drawn on the CPU: a seed then gives the same numbers on every device.
     return torch.multinomial(scores.softmax(dim=-1).cpu(), 1, generator=random)

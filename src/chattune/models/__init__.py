@@ -58,18 +58,25 @@ def load_base(base: Base, device: Device) -> "PreTrainedModel":
 
     with _quiet():
         try:
-            model = AutoModelForCausalLM.from_pretrained(
-                base.folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+            model, loaded = AutoModelForCausalLM.from_pretrained(
+                base.folder,
+                dtype=torch.float32,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
             )
         except Exception as error:  # safetensors and transformers raise many kinds
             lines = str(error).strip().splitlines() or [type(error).__name__]
             raise BaseError(
                 f"base {base.name}: its weights cannot be loaded ({lines[0][:200]})"
             ) from error
+    # transformers would start these at random, with a warning.
+    if absent := sorted({*loaded["missing_keys"], *map(str, loaded["mismatched_keys"])}):
+        raise BaseError(f"base {base.name}: its weights lack {len(absent)} tensors, as {absent[0]}")
     # The config describes how the weights lie on disk; peft and Trainer read this name.
     model.name_or_path = model.config._name_or_path = base.portable_name
-    loaded: PreTrainedModel = model.to(device.torch).eval()
-    return loaded
+    on_device: PreTrainedModel = model.to(device.torch).eval()
+    return on_device
 
 
 def load_adapted(folder: Path, base: Base, device: Device) -> "PeftModel":

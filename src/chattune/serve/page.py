@@ -1,11 +1,14 @@
 """The Gradio chat page: streaming, stop, and the decoding parameters."""
 
+import errno
 import logging
+import socket
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
+import httpx
 
 from chattune.chat import Chatbot
 from chattune.conversation import Message
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
     from gradio import ChatInterface
 
 _MAX_MESSAGE = 20_000  # characters; the model sees far fewer tokens than that
+_PORTS = range(7860, 7960)
 _SILENCE = "(the model ended its reply at once)"
 
 log = logging.getLogger(__name__)
@@ -94,7 +98,10 @@ def chat_page(bot: Chatbot, title: str) -> "ChatInterface":
 def serve_page(
     bot: Chatbot, *, title: str, host: str = "127.0.0.1", port: int | None = None
 ) -> None:
-    """Serve the page until Ctrl-C. Raises UserError if the port is taken. Never shared."""
+    """Serve the page until Ctrl-C; never shared.
+
+    Raises UserError if host or port cannot be listened on.
+    """
     page = chat_page(bot, title).queue(max_size=32)
     url = open_page(page, host, port)
     log.info("chat page: %s (Ctrl-C ends it)", url)
@@ -106,7 +113,7 @@ def open_page(page: "ChatInterface", host: str, port: int | None) -> str:
     try:
         _, url, _ = page.launch(
             server_name=host,
-            server_port=port,
+            server_port=_free_port(host, port),
             prevent_thread_lock=True,
             quiet=True,
             share=False,
@@ -117,9 +124,30 @@ def open_page(page: "ChatInterface", host: str, port: int | None) -> str:
             footer_links=[],
             max_file_size="1mb",
         )
-    except OSError as error:
-        raise UserError(f"--port {port}: cannot be listened on ({error}); choose another") from None
+    except (OSError, ValueError, httpx.HTTPError) as error:  # Gradio asks its own page at first
+        raise UserError(
+            f"--host {host}: the page cannot be reached ({error}); where a proxy is set, "
+            "NO_PROXY has to name this address"
+        ) from None
     return str(url)
+
+
+def _free_port(host: str, port: int | None) -> int:
+    """The port, or the first free one; of an address that is not ours Gradio would try them all."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    for candidate in _PORTS if port is None else [port]:
+        try:
+            with socket.create_server((host, candidate), family=family) as server:
+                return int(server.getsockname()[1])
+        except OverflowError as error:
+            raise UserError(f"--port {port}: not a port ({error})") from None
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise UserError(
+                    f"--host {host}: cannot be listened on, port {candidate} ({error}); the "
+                    "default is 127.0.0.1"
+                ) from None
+    raise UserError(f"--port {port or _PORTS}: taken by another program; choose another")
 
 
 def _messages(history: list[dict[str, Any]]) -> list[Message]:
