@@ -247,7 +247,8 @@ def test_files_of_two_shapes_in_a_folder_are_refused(tmp_path: Path, cli: Cli) -
 
 
 def test_a_name_longer_than_the_system_allows_is_refused(tmp_path: Path, cli: Cli) -> None:
-    assert REMEDY.search(refused(cli, tmp_path, "prepare", "--data", f"{'x' * 300}.jsonl"))
+    line = refused(cli, tmp_path, "prepare", "--data", f"{'x' * 300}.jsonl")
+    assert re.search("no such file|too long", line)
 
 
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that fails to read")
@@ -416,7 +417,7 @@ def test_a_missing_recipe_lists_those_that_ship(tmp_path: Path, cli: Cli) -> Non
 
 
 def test_a_recipe_name_longer_than_the_system_allows_is_refused(tmp_path: Path, cli: Cli) -> None:
-    assert "no such file" in refused(cli, tmp_path, "prepare", "x" * 300)
+    assert re.search("no such file|too long", refused(cli, tmp_path, "prepare", "x" * 300))
 
 
 def test_all_errors_of_a_recipe_come_at_once_a_line_each(tmp_path: Path, cli: Cli) -> None:

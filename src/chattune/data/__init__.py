@@ -7,7 +7,6 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,12 +17,13 @@ from chattune.base import find_base
 from chattune.conversation import Conversation, Message
 from chattune.data.clean import clean
 from chattune.data.fit import Cuts, fit
-from chattune.data.formats import BadRow, Format, known_fields, recognise
-from chattune.data.report import DataReport, languages, length_quantiles
-from chattune.data.sources import Row, fingerprint, read_rows
+from chattune.data.reading import Reading
+from chattune.data.report import DataReport
+from chattune.data.sources import fingerprint, read_rows
 from chattune.data.store import IGNORED, TableWriter, read_table
+from chattune.data.tally import Tally
 from chattune.errors import DataError, RecipeError
-from chattune.recipe import DataRecipe, Recipe
+from chattune.recipe import Recipe
 from chattune.template import Rendered, Template
 
 if TYPE_CHECKING:
@@ -34,8 +34,6 @@ __all__ = ["DataReport", "Prepared", "prepare"]
 log = logging.getLogger(__name__)
 
 _REPORT, _EXAMPLES = "report.json", "examples.json"
-_MAX_EXAMPLES = 16
-_LANGUAGE_SAMPLE = 500
 
 
 @dataclass(frozen=True)
@@ -92,65 +90,6 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "chattune"
 
 
-def conversations(rows: Iterator[Row], recipe: DataRecipe, dropped: Counter[str]) -> "Reading":
-    """Turn rows into conversations; the reading knows its format and counts as it goes."""
-    return Reading(rows, recipe, dropped)
-
-
-class Reading:
-    """An iterator over the conversations of rows of one format.
-
-    `rows` counts conversations read and rows that gave none (so that rows = kept + dropped also
-    for trees, which hold several).
-    """
-
-    def __init__(self, rows: Iterator[Row], recipe: DataRecipe, dropped: Counter[str]) -> None:
-        self._source, self._recipe, self._dropped = rows, recipe, dropped
-        self._first: tuple[Row, Format] | None = None
-        self.rows = 0
-
-    @property
-    def format(self) -> str:
-        """Name of the format, once a row has been read."""
-        return self._first[1].name if self._first else "none"
-
-    def __iter__(self) -> Iterator[Conversation]:
-        for row in self._source:
-            try:
-                found = self._read(row)
-            except BadRow as problem:
-                if not self._recipe.skip_bad_rows:
-                    raise DataError(
-                        f"{row.where}: {problem}; mend it, or pass --skip-bad-rows to count and "
-                        "leave out such rows"
-                    ) from None
-                self.rows += 1
-                self._dropped["bad_row"] += 1
-                continue
-            self.rows += max(1, len(found))
-            self._dropped["no_assistant_turn"] += not found
-            yield from found
-
-    def _read(self, row: Row) -> list[Conversation]:
-        if row.problem:
-            raise BadRow(row.problem)
-        shape = recognise(row.fields, self._recipe)
-        if shape is None:
-            raise BadRow(
-                f"unknown fields ({_shown(row)}); known formats: {known_fields()}; or name your "
-                "columns with --set data.columns='{user: ..., assistant: ...}'"
-            )
-        if self._first is None:
-            self._first = row, shape
-        first, expected = self._first
-        if shape.name != expected.name:
-            raise BadRow(
-                f"mixed shapes: this row is {shape.name} ({_shown(row)}), but {first.where} is "
-                f"{expected.name} ({_shown(first)}); give one file a shape"
-            )
-        return shape.read(row.fields, self._recipe)
-
-
 def in_validation(conversation: Conversation, share: float) -> bool:
     """By a hash of the opening question: a conversation, and every other that opens alike, never
     changes sides, whatever else the data set holds.
@@ -162,7 +101,7 @@ def in_validation(conversation: Conversation, share: float) -> bool:
 def _write(recipe: Recipe, template: Template, key: str, folder: Path) -> None:
     dropped: Counter[str] = Counter()
     cuts = Cuts()
-    reading = conversations(read_rows(recipe.data, recipe.seed), recipe.data, dropped)
+    reading = Reading(read_rows(recipe.data, recipe.seed), recipe.data, dropped)
     usable = clean(reading, dropped, near_duplicates=recipe.data.near_duplicates == "drop")
     aside = _aside(folder)
     try:
@@ -186,56 +125,6 @@ def _write(recipe: Recipe, template: Template, key: str, folder: Path) -> None:
         aside.replace(folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-
-
-class Tally:
-    """What the report needs, counted while conversations pass by."""
-
-    def __init__(self) -> None:
-        self.lengths: list[int] = []
-        self.supervised = 0
-        self.turns: Counter[int] = Counter()
-        self.held_out: list[Conversation] = []
-        self.trained: list[Conversation] = []
-        self.validation = 0
-
-    def add(self, conversation: Conversation, rendered: Rendered, held_out: bool) -> None:
-        """Count one kept conversation."""
-        self.lengths.append(len(rendered.ids))
-        self.supervised += sum(rendered.supervised)
-        self.turns[conversation.roles.count("assistant")] += 1
-        self.validation += held_out
-        if held_out and len(self.held_out) < _MAX_EXAMPLES:
-            self.held_out.append(conversation)
-        elif not held_out and len(self.trained) < _LANGUAGE_SAMPLE:
-            self.trained.append(conversation)
-
-    @property
-    def examples(self) -> list[Conversation]:
-        """Held-out conversations, or training ones where nothing is held out."""
-        return self.held_out or self.trained[:_MAX_EXAMPLES]
-
-    def report(
-        self, source: str, reading: Reading, dropped: Counter[str], cuts: Cuts, key: str
-    ) -> DataReport:
-        """The report of all that was added."""
-        kept = len(self.lengths)
-        return DataReport(
-            source=source,
-            format=reading.format,
-            rows=reading.rows,
-            kept=kept,
-            dropped={reason: n for reason, n in sorted(dropped.items()) if n},
-            train=kept - self.validation,
-            validation=self.validation,
-            tokens=sum(self.lengths),
-            supervised_tokens=self.supervised,
-            cut=asdict(cuts),
-            turns=dict(sorted(self.turns.items())),
-            length_quantiles=length_quantiles(self.lengths) if self.lengths else {},
-            languages=languages(self.trained + self.held_out),
-            fingerprint=key,
-        )
 
 
 def _load(folder: Path, template: Template) -> Prepared:
@@ -294,8 +183,3 @@ def _refuse_too_few(report: DataReport) -> None:
             f"{report.source}: all {report.kept} conversations fell to validation; "
             "use a smaller --set data.validation"
         )
-
-
-def _shown(row: Row) -> str:
-    text = json.dumps(row.fields, ensure_ascii=False, default=str)
-    return text if len(text) <= 120 else text[:117] + "..."

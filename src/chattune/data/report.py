@@ -13,7 +13,6 @@ from rich.text import Text
 from chattune.conversation import Conversation
 from chattune.template import Rendered, Template
 
-_LANGUAGE_SAMPLE = 500
 _QUANTILES = (0, 0.25, 0.5, 0.75, 0.95, 1)
 
 
@@ -52,23 +51,16 @@ class DataReport:
         return cls(**{**values, "turns": {int(k): v for k, v in values["turns"].items()}})
 
 
-def turn_counts(conversations: Sequence[Conversation]) -> dict[int, int]:
-    """How many conversations have how many replies."""
-    counts = Counter(c.roles.count("assistant") for c in conversations)
-    return dict(sorted(counts.items()))
-
-
 def length_quantiles(lengths: Sequence[int]) -> dict[str, int]:
     """Quantiles of conversation lengths in tokens."""
     return {f"{q:.0%}": int(np.quantile(lengths, q)) for q in _QUANTILES}
 
 
 def languages(conversations: Sequence[Conversation]) -> dict[str, int]:
-    """Languages of an even sample of opening questions and answers (langid), most common first."""
+    """Languages as langid tells them (Lui and Baldwin 2012), most common first."""
     import py3langid
 
-    step = max(1, len(conversations) // _LANGUAGE_SAMPLE)
-    texts = [" ".join(m.content for m in c.messages)[:1000] for c in conversations[::step]]
+    texts = [" ".join(m.content for m in c.messages)[:1000] for c in conversations]
     return dict(Counter(py3langid.classify(text)[0] for text in texts).most_common())
 
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _MAX_MESSAGE = 20_000  # characters; the model sees far fewer tokens than that
 _PORTS = range(7860, 7960)
+_FONT = ("system-ui", "sans-serif")  # of the machine: the theme's own font has no bold
+_MONO = ("ui-monospace", "monospace")
 _SILENCE = "(the model ended its reply at once)"
 
 log = logging.getLogger(__name__)
@@ -67,14 +69,14 @@ def chat_page(bot: Chatbot, title: str) -> "ChatInterface":
         chatbot=gr.Chatbot(
             show_label=False,
             placeholder="Say something to begin.",
-            height=200,  # at least; `scale` gives it the rest of the window
+            height=300,  # at least; `scale` gives it the rest of the window
             scale=1,
             buttons=["copy", "copy_all"],  # not "share", which posts on a public forum
             sanitize_html=True,
         ),
         additional_inputs_accordion=gr.Accordion("Settings", open=False),
         additional_inputs=[
-            gr.Textbox("", label="System prompt", max_length=_MAX_MESSAGE),
+            gr.Textbox(bot.system or "", label="System prompt", max_length=_MAX_MESSAGE),
             gr.Slider(0, 2, start.temperature, step=0.05, label="Temperature (0: greedy)"),
             gr.Slider(0, 200, start.top_k, step=1, label="Top-k (0: off)"),
             gr.Slider(0.05, 1, start.top_p, step=0.05, label="Top-p"),
@@ -122,6 +124,7 @@ def open_page(page: "ChatInterface", host: str, port: int | None) -> str:
             enable_monitoring=False,
             run_history=False,
             footer_links=[],
+            theme=gr.themes.Default(font=_FONT, font_mono=_MONO),
             max_file_size="1mb",
         )
     except (OSError, ValueError, httpx.HTTPError) as error:  # Gradio asks its own page at first
