@@ -293,7 +293,7 @@ def test_a_gigabyte_without_a_line_end_is_refused_at_once(tmp_path: Path, cli: C
     [
         ("taken/out", "cannot be written to"),
         ("taken/deep/down/out", "cannot be written to"),
-        ("full", "not empty"),
+        ("full", "not an empty folder"),
         ("taken", "output"),
         ("nowhere", "output"),
     ],

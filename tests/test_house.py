@@ -18,7 +18,7 @@ HOUSE = Path(chattune.__file__).parent
 ROOT = Path(__file__).parents[1]
 MODULES = sorted(p.relative_to(HOUSE).as_posix() for p in HOUSE.rglob("*.py"))
 
-CORE = {"errors", "conversation", "recipe", "template", "run", "device", "base", "hub"}
+CORE = {"errors", "conversation", "recipe", "template", "run", "device", "base", "hub", "folders"}
 # What a stage may import besides the core and itself.
 MAY_IMPORT: dict[str, set[str]] = {
     "data": set(),
@@ -118,7 +118,7 @@ def test_core_and_scripted_chat_need_no_torch() -> None:
 
 def test_public_names_are_what_they_say() -> None:
     for name in chattune.__all__:
-        assert getattr(chattune, name).__name__ == name
+        assert getattr(chattune, name).__name__.removeprefix("chattune.") == name
     with pytest.raises(AttributeError, match="no attribute 'chatbot'"):
         chattune.chatbot  # noqa: B018
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from chattune import run as folders
-from chattune.errors import RunError
+from chattune import run as runs
+from chattune.errors import OutputError, RunError
+from chattune.folders import write_bytes, write_json
 from chattune.recipe import load_recipe
 from chattune.run import MANIFEST, RECIPE, Run
 
@@ -20,12 +21,12 @@ def sealed(tmp_path: Path) -> Path:
     """A finished run with the smallest content."""
     folder = tmp_path / "run"
     folder.mkdir()
-    folders.write_text(folder, RECIPE, load_recipe("starter").to_yaml())
-    folders.write_json(folder, folders.FACTS, {"base": {"name": "starter"}})
-    folders.write_json(folder, folders.SAMPLES, [{"prompt": "Hi, Größe 答"}])
-    for name in folders.ADAPTER:
-        folders.write_bytes(folder, name, b"\x00weights")
-    folders.seal(folder)
+    write_bytes(folder / RECIPE, load_recipe("starter").to_yaml().encode())
+    write_json(folder / runs.FACTS, {"base": {"name": "starter"}})
+    write_json(folder / runs.SAMPLES, [{"prompt": "Hi, Größe 答"}])
+    for name in runs.ADAPTER:
+        write_bytes(folder / name, b"\x00weights")
+    runs.seal(folder)
     return folder
 
 
@@ -67,12 +68,12 @@ def test_any_other_folder_is_no_run(tmp_path: Path) -> None:
 
 
 def test_an_unfinished_run_says_how_to_go_on(sealed: Path) -> None:
-    folders.unseal(sealed)
+    runs.unseal(sealed)
     with pytest.raises(RunError, match=r"not finished; go on with chattune tune --resume"):
         Run.open(sealed)
 
 
-@pytest.mark.parametrize("name", [RECIPE, *folders.ADAPTER])
+@pytest.mark.parametrize("name", [RECIPE, *runs.ADAPTER])
 def test_a_missing_file_is_named(sealed: Path, name: str) -> None:
     (sealed / name).unlink()
     with pytest.raises(RunError, match=f"{name} is missing"):
@@ -81,8 +82,8 @@ def test_a_missing_file_is_named(sealed: Path, name: str) -> None:
 
 @pytest.mark.parametrize("content", [b"\x00weighty", b"\x00weight", b""])
 def test_a_changed_file_is_named(sealed: Path, content: bytes) -> None:
-    (sealed / folders.ADAPTER[1]).write_bytes(content)
-    with pytest.raises(RunError, match=rf"{folders.ADAPTER[1]} is not what was saved"):
+    (sealed / runs.ADAPTER[1]).write_bytes(content)
+    with pytest.raises(RunError, match=rf"{runs.ADAPTER[1]} is not what was saved"):
         Run.open(sealed)
 
 
@@ -100,7 +101,7 @@ def test_a_damaged_manifest_is_said(sealed: Path, content: str) -> None:
 
 
 def test_a_manifest_that_lists_nothing_makes_no_run(tmp_path: Path) -> None:
-    folders.write_json(tmp_path, MANIFEST, {"files": {}})
+    write_json(tmp_path / MANIFEST, {"files": {}})
     with pytest.raises(RunError):
         Run.open(tmp_path)
 
@@ -111,16 +112,16 @@ def test_files_beside_those_of_the_run_do_no_harm(sealed: Path) -> None:
 
 
 def test_a_run_sealed_again_holds_its_new_files(sealed: Path) -> None:
-    folders.unseal(sealed)
-    folders.write_text(sealed, folders.CARD, "# card")
-    folders.seal(sealed)
-    assert folders.CARD in json.loads((sealed / MANIFEST).read_text("utf-8"))["files"]
+    runs.unseal(sealed)
+    write_bytes(sealed / runs.CARD, b"# card")
+    runs.seal(sealed)
+    assert runs.CARD in json.loads((sealed / MANIFEST).read_text("utf-8"))["files"]
     Run.open(sealed)
 
 
 def test_unsealing_twice_is_no_error(sealed: Path) -> None:
-    folders.unseal(sealed)
-    folders.unseal(sealed)
+    runs.unseal(sealed)
+    runs.unseal(sealed)
     assert not (sealed / MANIFEST).exists()
 
 
@@ -129,53 +130,53 @@ def test_a_recipe_that_cannot_be_read_is_a_runs_error(sealed: Path, content: str
     """A damaged file of an unfinished run, or a field of another version of chattune."""
     (sealed / RECIPE).write_text(content)
     with pytest.raises(RunError, match=RECIPE):
-        folders.read_recipe(sealed)
+        runs.read_recipe(sealed)
 
 
 # --- what counts as a run ----------------------------------------------------------------------
 
 
 def test_sealed_and_started_folders_are_runs(sealed: Path, tmp_path: Path) -> None:
-    assert folders.is_run(sealed)
+    assert runs.is_run(sealed)
     started = tmp_path / "started"
-    (started / folders.CHECKPOINTS).mkdir(parents=True)
-    assert not folders.is_run(started)
+    (started / runs.CHECKPOINTS).mkdir(parents=True)
+    assert not runs.is_run(started)
     (started / RECIPE).write_text("base: starter\n")
-    assert folders.is_run(started)
-    assert folders.is_run(str(started))
+    assert runs.is_run(started)
+    assert runs.is_run(str(started))
 
 
 def test_nothing_is_no_run(tmp_path: Path) -> None:
-    assert not folders.is_run(tmp_path)
-    assert not folders.is_run(tmp_path / "nowhere")
+    assert not runs.is_run(tmp_path)
+    assert not runs.is_run(tmp_path / "nowhere")
 
 
 # --- output folders ----------------------------------------------------------------------------
 
 
 def test_absent_and_empty_folders_can_be_used(tmp_path: Path) -> None:
-    folders.refuse_unusable(tmp_path / "a" / "b")
-    folders.refuse_unusable(tmp_path)
+    runs.refuse_run(tmp_path / "a" / "b")
+    runs.refuse_run(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_is_not_overwritten(sealed: Path) -> None:
-    with pytest.raises(RunError, match="already holds a run; choose another --output, or go on"):
-        folders.refuse_unusable(sealed)
+    with pytest.raises(RunError, match="already holds a run; choose another, or go on"):
+        runs.refuse_run(sealed)
 
 
 def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(RunError, match="not an empty folder"):
-        folders.refuse_unusable(tmp_path)
+    with pytest.raises(OutputError, match="not an empty folder"):
+        runs.refuse_run(tmp_path)
 
 
 def test_a_file_cannot_become_a_run(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="not an empty folder"):
-        folders.refuse_unusable(tmp_path / "file")
-    with pytest.raises(RunError, match="cannot be written to"):
-        folders.refuse_unusable(tmp_path / "file" / "run")
+    with pytest.raises(OutputError, match="not an empty folder"):
+        runs.refuse_run(tmp_path / "file")
+    with pytest.raises(OutputError, match="cannot be written to"):
+        runs.refuse_run(tmp_path / "file" / "run")
 
 
 def test_a_folder_that_cannot_be_written_to_is_refused(
@@ -185,23 +186,23 @@ def test_a_folder_that_cannot_be_written_to_is_refused(
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
-    with pytest.raises(RunError, match=r"cannot be written to \(Permission denied\)"):
-        folders.refuse_unusable(tmp_path / "run")
+    with pytest.raises(OutputError, match=r"cannot be written to \(Permission denied\)"):
+        runs.refuse_run(tmp_path / "run")
 
 
 # --- writing -----------------------------------------------------------------------------------
 
 
 def test_files_are_written_whole_and_readable_by_all(tmp_path: Path) -> None:
-    folders.write_text(tmp_path, "a.txt", "Größe 答\n")
-    folders.write_text(tmp_path, "a.txt", "b")
+    write_bytes(tmp_path / "a.txt", "Größe 答\n".encode())
+    write_bytes(tmp_path / "a.txt", b"b")
     assert [f.name for f in tmp_path.iterdir()] == ["a.txt"]
     assert (tmp_path / "a.txt").read_text("utf-8") == "b"
     assert stat.S_IMODE((tmp_path / "a.txt").stat().st_mode) == 0o644
 
 
 def test_json_is_readable_by_a_person(tmp_path: Path) -> None:
-    folders.write_json(tmp_path, "a.json", {"größe": ["答", 1.5, None]})
+    write_json(tmp_path / "a.json", {"größe": ["答", 1.5, None]})
     text = (tmp_path / "a.json").read_text("utf-8")
     assert '"größe"' in text
     assert "答" in text
@@ -210,9 +211,9 @@ def test_json_is_readable_by_a_person(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_json_leaves_the_old_file(tmp_path: Path) -> None:
-    folders.write_json(tmp_path, "a.json", 1)
+    write_json(tmp_path / "a.json", 1)
     with pytest.raises(TypeError):
-        folders.write_json(tmp_path, "a.json", object())
+        write_json(tmp_path / "a.json", object())
     assert [f.name for f in tmp_path.iterdir()] == ["a.json"]
     assert (tmp_path / "a.json").read_text() == "1\n"
 
@@ -224,7 +225,7 @@ def test_a_folder_of_files_moves_in_at_once(tmp_path: Path) -> None:
         (aside / "two").write_text("2")
 
     (tmp_path / "one").write_text("old")
-    folders.write_folder(tmp_path, save)
+    runs.write_folder(tmp_path, save)
     assert {f.name: f.read_text() for f in tmp_path.iterdir()} == {"one": "1", "two": "2"}
 
 
@@ -235,5 +236,5 @@ def test_a_save_that_fails_leaves_everything_as_it_was(tmp_path: Path) -> None:
 
     (tmp_path / "one").write_text("old")
     with pytest.raises(OSError, match="disk full"):
-        folders.write_folder(tmp_path, save)
+        runs.write_folder(tmp_path, save)
     assert {f.name: f.read_text() for f in tmp_path.iterdir()} == {"one": "old"}

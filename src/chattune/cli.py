@@ -74,8 +74,11 @@ def prepare(
     """
     from chattune.data import prepare as prepare_data
     from chattune.data.report import as_mask, as_table
+    from chattune.folders import refuse_in_use
 
     chosen = _recipe(recipe or "starter", data, base, settings, skip_bad_rows)
+    if output is not None:
+        refuse_in_use(output, "output")
     with tempfile.TemporaryDirectory() as aside:
         prepared = prepare_data(chosen, Path(aside) / "dry-run" if dry_run else output)
         if as_json:
@@ -156,12 +159,12 @@ def export(
     dry_run: DryRun = False,
 ) -> None:
     """Write a run as a stand-alone model that transformers loads without chattune."""
+    from chattune.folders import refuse_in_use
     from chattune.models.export import export as export_run
-    from chattune.models.export import refuse_target
     from chattune.run import Run
 
     if dry_run:
-        refuse_target(merged)
+        refuse_in_use(merged, "--merged")
         _note(f"would merge {Run.open(run).folder} into its base and write {merged}")
         return
     _note(f"stand-alone model: {export_run(run, merged)}")

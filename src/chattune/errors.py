@@ -35,6 +35,10 @@ class RunError(UserError):
     """A run folder that is missing, unfinished, damaged or in the way."""
 
 
+class OutputError(UserError):
+    """A place that cannot be written to, or that holds something already."""
+
+
 class ChatError(UserError):
     """A message that cannot be answered."""
 

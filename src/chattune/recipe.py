@@ -121,7 +121,7 @@ def parse_overrides(settings: Sequence[str]) -> dict[str, Any]:
             raise RecipeError(f"--set {setting}: write it as field=value, such as lora.rank=8")
         try:
             pairs[field.strip()] = yaml.safe_load(value)
-        except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none
+        except (yaml.YAMLError, ValueError, RecursionError) as error:  # as a date that is none
             raise RecipeError(f"--set {setting}: {value!r} is not a YAML value") from error
     return pairs
 
@@ -156,7 +156,7 @@ def _read(name: str) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise RecipeError(f"{name}:{line}: not valid YAML: {error.problem}") from error
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise RecipeError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise RecipeError(f"recipe {name}: expected fields such as `base:` and `data:`")

@@ -6,7 +6,6 @@ with each file's size and SHA-256, comes last: a folder without one is a run tha
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from chattune.errors import RecipeError, RunError
+from chattune.folders import refuse_in_use, write_json
 from chattune.recipe import Recipe, load_recipe
 
 MANIFEST = "manifest.json"
@@ -95,42 +95,13 @@ def read_recipe(folder: Path) -> Recipe:
         raise RunError(f"run {folder}: its recipe cannot be read: {error}") from error
 
 
-def refuse_unusable(folder: Path) -> None:
-    """Raise RunError unless `folder` can become a run: absent or empty, and writable."""
+def refuse_run(folder: Path) -> None:
+    """Raise RunError or OutputError unless `folder` can become a run."""
     if is_run(folder):
         raise RunError(
-            f"output {folder}: already holds a run; choose another --output, or go on with --resume"
+            f"output {folder}: already holds a run; choose another, or go on with --resume"
         )
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise RunError(f"output {folder}: exists and is not an empty folder; choose another")
-    parent = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    try:
-        with tempfile.TemporaryFile(dir=parent):
-            pass
-    except OSError as error:
-        raise RunError(
-            f"output {folder}: {parent} cannot be written to ({error.strerror}); choose another"
-        ) from error
-
-
-def write_bytes(folder: Path, name: str, content: bytes) -> None:
-    """Write one of the run's files whole: a reader sees the old file or the new one."""
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{name}.", delete=False) as aside:
-        aside.write(content)
-        aside.flush()
-        os.fsync(aside.fileno())
-    Path(aside.name).chmod(0o644)  # temporary files are private
-    Path(aside.name).replace(folder / name)
-
-
-def write_text(folder: Path, name: str, text: str) -> None:
-    """Write text whole, as UTF-8."""
-    write_bytes(folder, name, text.encode())
-
-
-def write_json(folder: Path, name: str, value: Any) -> None:
-    """Write JSON whole, readable by a person."""
-    write_text(folder, name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    refuse_in_use(folder, "output")
 
 
 def write_folder(folder: Path, save: Callable[[Path], object]) -> None:
@@ -147,7 +118,7 @@ def write_folder(folder: Path, save: Callable[[Path], object]) -> None:
 def seal(folder: Path) -> Run:
     """Write the manifest: from here on the run counts as finished."""
     files = sorted(f for f in folder.iterdir() if f.is_file() and f.name != MANIFEST)
-    write_json(folder, MANIFEST, {"files": {f.name: _describe(f) for f in files}})
+    write_json(folder / MANIFEST, {"files": {f.name: _describe(f) for f in files}})
     return Run(folder)
 
 

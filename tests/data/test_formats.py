@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from chattune.data import Reading
 from chattune.data.formats import BadRow, recognise
+from chattune.data.reading import Reading
 from chattune.data.sources import Row
 from chattune.errors import DataError
 from chattune.recipe import DataRecipe

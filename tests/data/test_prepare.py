@@ -18,7 +18,7 @@ from chattune.base import starter_folder
 from chattune.conversation import Conversation
 from chattune.data import Prepared, prepare
 from chattune.data.report import DataReport
-from chattune.errors import DataError, RecipeError
+from chattune.errors import DataError, OutputError, RecipeError
 from chattune.template import Template
 from conftest import Outcome
 from rows import (
@@ -446,7 +446,7 @@ def test_a_link_to_an_empty_folder_can_be_the_output(tmp_path: Path) -> None:
 def test_an_output_that_holds_something_is_left_as_it_is(tmp_path: Path) -> None:
     source = write_rows(tmp_path / "talk.jsonl", talk(3))
     write_file(tmp_path / "out" / "mine.txt", b"precious")
-    with pytest.raises(DataError, match="not empty"):
+    with pytest.raises(OutputError, match="not an empty folder"):
         prepare(recipe_for(source), tmp_path / "out")
     assert files_below(tmp_path / "out") == {"mine.txt"}
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from chattune.data import Reading, prepare
+from chattune.data import prepare
+from chattune.data.reading import Reading
 from chattune.data.sources import read_rows
 from chattune.errors import DataError
 from conftest import SHARED

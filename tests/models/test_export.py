@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from chattune.errors import RunError, VerificationError
+from chattune.errors import OutputError, RunError, VerificationError
 from chattune.models.export import export
 from chattune.models.verify import check_adapter, logits_of, verify_run
 from chattune.recipe import load_recipe
@@ -75,7 +75,7 @@ def test_the_card_tells_base_data_and_numbers(run: Run, tmp_path: Path) -> None:
 
 def test_a_folder_in_use_is_refused_and_left_alone(run: Run, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("keep")
-    with pytest.raises(RunError, match="not an empty folder"):
+    with pytest.raises(OutputError, match="not an empty folder"):
         export(run.folder, tmp_path)
     assert [f.name for f in tmp_path.iterdir()] == ["mine.txt"]
 

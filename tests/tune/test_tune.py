@@ -12,7 +12,7 @@ import pytest
 
 from chattune.chat import Chatbot
 from chattune.device import find_device
-from chattune.errors import BaseError, Interrupted, RecipeError, RunError
+from chattune.errors import BaseError, Interrupted, OutputError, RecipeError, RunError
 from chattune.generate import Decoding
 from chattune.recipe import Recipe
 from chattune.run import Run
@@ -295,7 +295,7 @@ def test_all_is_refused_before_anything_is_written(
         assert not target.exists()
     with pytest.raises(RunError, match="already holds a run"):
         tune(recipe(tiny_base, talk_file), run.folder)
-    with pytest.raises(RunError, match="cannot be written to"):
+    with pytest.raises(OutputError, match="cannot be written to"):
         tune(recipe(tiny_base, talk_file), talk_file / "run")
 
 

@@ -4,10 +4,7 @@ import hashlib
 import json
 import logging
 import os
-import shutil
-import tempfile
 from collections import Counter
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +15,12 @@ from chattune.conversation import Conversation, Message
 from chattune.data.clean import clean
 from chattune.data.fit import Cuts, fit
 from chattune.data.reading import Reading
-from chattune.data.report import DataReport
+from chattune.data.report import DataReport, named_counts
 from chattune.data.sources import fingerprint, read_rows
 from chattune.data.store import IGNORED, TableWriter, read_table
 from chattune.data.tally import Tally
 from chattune.errors import DataError, RecipeError
+from chattune.folders import refuse_in_use, whole_folder, write_json
 from chattune.recipe import Recipe
 from chattune.template import Rendered, Template
 
@@ -33,7 +31,12 @@ __all__ = ["DataReport", "Prepared", "prepare"]
 
 log = logging.getLogger(__name__)
 
-_REPORT, _EXAMPLES = "report.json", "examples.json"
+_FILES = _TRAIN, _VALIDATION, _EXAMPLES, _REPORT = (
+    "train.arrow",
+    "validation.arrow",
+    "examples.json",
+    "report.json",
+)
 
 
 @dataclass(frozen=True)
@@ -74,11 +77,11 @@ def prepare(recipe: Recipe, output: Path | None = None) -> Prepared:
     source = fingerprint(recipe.data)
     key = _content_hash(recipe, template, source or "unknown")
     folder = output or cache_folder() / "prepared" / key
-    if output is None and source is not None and (folder / _REPORT).is_file():
+    if output is not None:
+        refuse_in_use(output, "output")
+    elif source is not None and all((folder / name).is_file() for name in _FILES):
         log.info("prepared before, read from the cache")
         return _load(folder, template)
-    if output is not None and output.exists() and any(output.iterdir()):
-        raise DataError(f"output {output}: not empty; choose another folder")
     _write(recipe, template, key, folder)
     return _load(folder, template)
 
@@ -103,28 +106,18 @@ def _write(recipe: Recipe, template: Template, key: str, folder: Path) -> None:
     cuts = Cuts()
     reading = Reading(read_rows(recipe.data, recipe.seed), recipe.data, dropped)
     usable = clean(reading, dropped, near_duplicates=recipe.data.near_duplicates == "drop")
-    aside = _aside(folder)
-    try:
-        tally = Tally()
-        with ExitStack() as files:
-            tables = {
-                side: files.enter_context(TableWriter(aside / f"{side}.arrow"))
-                for side in ("train", "validation")
-            }
+    tally = Tally()
+    with whole_folder(folder, "output") as aside:
+        with TableWriter(aside / _TRAIN) as train, TableWriter(aside / _VALIDATION) as validation:
             for conversation, rendered in fit(usable, template, recipe.data, dropped, cuts):
                 _must_teach_to_stop(rendered, template)
                 held_out = in_validation(conversation, recipe.data.validation)
-                tables["validation" if held_out else "train"].write(rendered)
+                (validation if held_out else train).write(rendered)
                 tally.add(conversation, rendered, held_out)
         report = tally.report(recipe.data.source, reading, dropped, cuts, key)
         _refuse_too_few(report)
-        (aside / _REPORT).write_text(json.dumps(report.to_json(), indent=2), "utf-8")
-        examples = [[asdict(m) for m in c.messages] for c in tally.examples]
-        (aside / _EXAMPLES).write_text(json.dumps(examples), "utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        aside.replace(folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        write_json(aside / _EXAMPLES, [[asdict(m) for m in c.messages] for c in tally.examples])
+        write_json(aside / _REPORT, report.to_json())
 
 
 def _load(folder: Path, template: Template) -> Prepared:
@@ -133,20 +126,8 @@ def _load(folder: Path, template: Template) -> Prepared:
         Conversation(tuple(Message(**turn) for turn in turns))
         for turns in json.loads((folder / _EXAMPLES).read_text("utf-8"))
     ]
-    train, validation = (read_table(folder / f"{side}.arrow") for side in ("train", "validation"))
+    train, validation = read_table(folder / _TRAIN), read_table(folder / _VALIDATION)
     return Prepared(train, validation, examples, report, template, folder)
-
-
-def _aside(folder: Path) -> Path:
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-        aside.chmod(0o755)
-        return aside
-    except OSError as error:
-        raise DataError(
-            f"output {folder}: cannot be written to ({error.strerror}); choose another"
-        ) from error
 
 
 def _content_hash(recipe: Recipe, template: Template, source: str) -> str:
@@ -172,7 +153,7 @@ def _must_teach_to_stop(rendered: Rendered, template: Template) -> None:
 
 
 def _refuse_too_few(report: DataReport) -> None:
-    why = f" (dropped: {report.dropped})" if report.dropped else ""
+    why = f" (dropped: {named_counts(report.dropped)})" if report.dropped else ""
     if report.kept < 2:
         raise DataError(
             f"{report.source}: {report.kept} usable conversation{'' if report.kept else 's'} of "

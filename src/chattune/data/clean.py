@@ -70,7 +70,8 @@ def _near_duplicate_finder() -> Callable[[Conversation], bool]:
     empty = MinHash(num_perm=_PERMUTATIONS, hashfunc=zlib.crc32)
 
     def is_near(conversation: Conversation) -> bool:
-        words = _WORD.findall(" ".join(m.content for m in conversation.messages).lower())
+        text = " ".join(m.content for m in conversation.messages).lower()
+        words = _WORD.findall(text) or text.split()  # pictures and signs alone are words too
         grams = {" ".join(words[i : i + 5]).encode() for i in range(max(1, len(words) - 4))}
         sketch = empty.copy()
         sketch.update_batch(grams)

@@ -18,6 +18,9 @@ from chattune.template import Rendered, Template
 # line's end.
 _SENTENCE_END = re.compile(r"[.!?…]['\")\]]*(?=\s)|[。！？]|(?<=\S)(?=\n)")
 
+# What looks like a sentence's end and only opens an item: "2." or "b." at a line's start.
+_LIST_MARKER = re.compile(r"(?:^|\n)[ \t]*(?:\d+|[A-Za-z])\.$")
+
 
 @dataclass
 class Cuts:
@@ -76,6 +79,8 @@ def _shorten(conversation: Conversation, template: Template, room: int) -> Conve
     start = template.decode(template.words(reply.content)[: room - frame])
     ends = [match.end() for match in _SENTENCE_END.finditer(reply.content, 0, len(start) + 1)]
     for end in reversed(ends):
+        if _LIST_MARKER.search(reply.content, 0, end):
+            continue
         short = Conversation((*first.messages[:-1], replace(reply, content=reply.content[:end])))
         if len(template.render(short).ids) <= room:
             return short

@@ -97,13 +97,13 @@ def _mapped(columns: Any) -> Format:
 
 def _messages(field: str, role_key: str, words_key: str) -> Callable[..., Any]:
     def read(row: Fields, _: DataRecipe) -> list[Conversation]:
-        return [Conversation(tuple(_turns(row[field], role_key, words_key)))]
+        return [Conversation(tuple(_turns(row.get(field), role_key, words_key)))]
 
     return read
 
 
 def _prompt_completion(row: Fields, recipe: DataRecipe) -> list[Conversation]:
-    prompt, completion = row["prompt"], row["completion"]
+    prompt, completion = row.get("prompt"), row.get("completion")
     if isinstance(prompt, list) and isinstance(completion, list):
         return [Conversation(tuple(_turns([*prompt, *completion], "role", "content")))]
     read = _columns(None, ("prompt",), "completion")
@@ -119,7 +119,7 @@ def _turns(turns: Any, role_key: str, words_key: str) -> Iterator[Message]:
             raise BadRow(f"a turn without {role_key!r} and {words_key!r}")
         role = _SPEAKERS.get(str(turn[role_key]).lower())
         if role is None:
-            raise BadRow(f"unknown role {turn[role_key]!r}")
+            raise BadRow(f"unknown role {turn[role_key]!r:.80}")
         yield Message(role, _words(turn[words_key], words_key))
 
 
@@ -128,7 +128,7 @@ def _oasst_tree(row: Fields, recipe: DataRecipe) -> list[Conversation]:
 
     Best: at every turn the child of the lowest rank (0 is best), then the first. All: every leaf.
     """
-    paths = _paths(row["prompt"], best=recipe.tree_paths == "best")
+    paths = _paths(row.get("prompt"), best=recipe.tree_paths == "best")
     # Leaves that are questions leave the path that ends before them, which siblings share.
     trimmed = {tuple(p[:-1] if p[-1].role == "user" else p): None for p in paths}
     return [Conversation(path) for path in trimmed if path]
@@ -139,9 +139,14 @@ def _paths(node: Any, *, best: bool) -> Iterator[list[Message]]:
         raise BadRow("a tree node without text and role")
     role = _SPEAKERS.get(str(node["role"]).lower())
     if role is None:
-        raise BadRow(f"unknown role {node['role']!r}")
+        raise BadRow(f"unknown role {node['role']!r:.80}")
     here = Message(role, _words(node["text"], "text"))
-    replies = [r for r in node.get("replies") or [] if not r.get("deleted")]
+    replies = node.get("replies") or []
+    if not isinstance(replies, list) or not all(isinstance(r, dict) for r in replies):
+        raise BadRow("a tree node whose replies are no list of nodes")
+    if not all(isinstance(r.get("rank"), int | float | None) for r in replies):
+        raise BadRow("a tree node whose rank is no number")
+    replies = [r for r in replies if not r.get("deleted")]
     if not replies:
         yield [here]
     if best:
@@ -164,7 +169,7 @@ def _words(value: Any, name: str) -> str:
     if isinstance(value, list) and all(
         isinstance(p, dict) and p.get("type") == "text" for p in value
     ):
-        value = "".join(str(part.get("text", "")) for part in value)
+        value = "".join(str(part.get("text") or "") for part in value)
     if not isinstance(value, str):
         raise BadRow(f"{name} is not text but {type(value).__name__}")
     try:

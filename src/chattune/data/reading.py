@@ -67,4 +67,5 @@ class Reading:
 
 def _shown(row: Row) -> str:
     text = json.dumps(row.fields, ensure_ascii=False, default=str)
+    text = "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)  # one line, always
     return text if len(text) <= 120 else text[:117] + "..."

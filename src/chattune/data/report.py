@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -69,8 +70,8 @@ def as_table(report: DataReport) -> RenderableType:
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    table.add_row("source", f"{report.source} (recognised as {report.format})")
-    table.add_row("rows", f"{report.rows:,} = {report.kept:,} kept + {_named(report.dropped)}")
+    table.add_row("source", f"{escape(report.source)} (recognised as {report.format})")
+    table.add_row("rows", f"{report.rows:,} = {report.kept:,} kept + {_lost(report.dropped)}")
     table.add_row("split", f"{report.train:,} train, {report.validation:,} validation")
     table.add_row(
         "tokens",
@@ -99,10 +100,8 @@ def as_mask(examples: Sequence[Rendered], template: Template) -> RenderableType:
     """Examples with the supervised tokens in reverse green: what the model is taught to write."""
     shown: list[RenderableType] = []
     for n, example in enumerate(examples, 1):
-        text = Text(f"example {n}: ", style="bold")
-        text.append(
-            f"{len(example.ids)} tokens, {sum(example.supervised)} supervised\n", style="dim"
-        )
+        taught = sum(example.supervised)
+        text = Text(f"example {n}: {len(example.ids)} tokens, {taught} supervised\n")
         for ids, supervised in _stretches(example):
             words = template.decode(ids, special=True)
             text.append(words, style="black on green" if supervised else "dim")
@@ -119,8 +118,10 @@ def _stretches(example: Rendered) -> list[tuple[list[int], bool]]:
     return stretches
 
 
-def _named(counts: dict[str, int]) -> str:
-    if not counts:
-        return "0 dropped"
-    reasons = ", ".join(f"{name} {n:,}" for name, n in counts.items())
-    return f"{sum(counts.values()):,} dropped ({reasons})"
+def named_counts(counts: dict[str, int]) -> str:
+    """`duplicate 3, empty_turn 1`."""
+    return ", ".join(f"{name} {n:,}" for name, n in counts.items())
+
+
+def _lost(counts: dict[str, int]) -> str:
+    return f"{sum(counts.values()):,} dropped" + (f" ({named_counts(counts)})" if counts else "")

@@ -59,7 +59,7 @@ def read_rows(recipe: DataRecipe, seed: int) -> Iterator[Row]:
             rows = iter(_sample(rows, recipe.rows, seed))
     first = next(rows, None)
     if first is None:
-        raise DataError(f"{recipe.source}: empty, it holds no rows")
+        raise DataError(f"{recipe.source}: empty, it holds no rows; give a file with conversations")
     return itertools.chain([first], rows)
 
 
@@ -84,8 +84,15 @@ def fingerprint(recipe: DataRecipe) -> str | None:
         return _hub_commit(recipe.source)
     digest = hashlib.sha256()
     for path in local_files(recipe.source):
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        try:
+            if _suffix(path) not in (".parquet", ".json"):
+                next(_lines(path), None)  # a monstrous line is refused before gigabytes are hashed
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        except (OSError, EOFError, zlib.error) as error:
+            raise DataError(
+                f"{path}: cannot be read ({error}); make the file again, it may be damaged"
+            ) from error
     return digest.hexdigest()
 
 
@@ -232,8 +239,10 @@ def _file_rows(path: Path) -> Iterator[Row]:
             yield from _json_rows(path)
         else:
             yield from _jsonl_rows(path)
-    except (OSError, EOFError) as error:  # gzip raises both for a damaged archive
-        raise DataError(f"{path}: cannot be read ({error})") from error
+    except (OSError, EOFError, zlib.error) as error:  # gzip raises all three for a damaged archive
+        raise DataError(
+            f"{path}: cannot be read ({error}); make the file again, it may be damaged"
+        ) from error
 
 
 def _open(path: Path) -> BinaryIO:
@@ -266,6 +275,8 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
                 yield Row(where, {}, f"invalid UTF-8 at byte {error.start + 1} of the line")
             except json.JSONDecodeError as error:
                 yield Row(where, {}, f"broken JSON ({error.msg} at column {error.colno})")
+            except ValueError as error:  # an integer of thousands of digits
+                yield Row(where, {}, f"JSON that cannot be read ({error})")
             except RecursionError:
                 yield Row(where, {}, "JSON nested too deeply")
 
@@ -282,8 +293,11 @@ def _json_rows(path: Path) -> Iterator[Row]:
         raise DataError(f"{path}:{line}: invalid UTF-8; save the file as UTF-8") from error
     except json.JSONDecodeError as error:
         raise DataError(
-            f"{path}:{error.lineno}: broken JSON ({error.msg} at column {error.colno})"
+            f"{path}:{error.lineno}: broken JSON ({error.msg} at column {error.colno}); mend it"
         ) from error
+    except (ValueError, RecursionError) as error:
+        why = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise DataError(f"{path}: JSON that cannot be read ({why}); mend it") from error
     for i, record in enumerate(records, 1):
         yield _row(f"{path}: record {i}", record)
 
@@ -306,12 +320,13 @@ def _csv_rows(path: Path, delimiter: str) -> Iterator[Row]:
     csv.field_size_limit(min(sys.maxsize, MAX_LINE))
     reader = csv.DictReader(text(), delimiter=delimiter, strict=True)
     while True:
+        first = reader.line_num + 1 if reader.line_num else 2
         try:
             fields = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            raise DataError(f"{path}:{reader.line_num}: broken CSV ({error})") from error
+            raise DataError(f"{path}:{first}: broken CSV ({error}); mend the row") from error
         where = f"{path}:{reader.line_num}"
         if None in fields or None in fields.values():
             yield Row(where, {}, f"not {len(reader.fieldnames or [])} columns as in the first line")
@@ -334,7 +349,9 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
                 number += 1
                 yield Row(f"{path}: row {number}", fields)
     except pyarrow.ArrowException as error:
-        raise DataError(f"{path}: damaged Parquet after row {number} ({error})") from error
+        raise DataError(
+            f"{path}: damaged Parquet after row {number} ({error}); write it again"
+        ) from error
 
 
 def _row(where: str, record: Any) -> Row:

@@ -11,11 +11,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from chattune import run as folders
+from chattune import run as runs
 from chattune.base import Base, find_base
 from chattune.data import Prepared, prepare
 from chattune.device import Device, find_device
-from chattune.errors import Interrupted, RunError
+from chattune.errors import Interrupted, OutputError, RunError
+from chattune.folders import write_bytes, write_json
 from chattune.models import load_base, shape_of
 from chattune.models.card import model_card
 from chattune.models.lora import add_lora, check_targets
@@ -105,7 +106,7 @@ def tune(
     if resume:
         _refuse_other_recipe(folder, recipe)
     else:
-        folders.refuse_unusable(folder)
+        runs.refuse_run(folder)
     ready = plan(recipe)
     if resume and (done := _nothing_left(folder, ready.steps)):
         return done
@@ -136,15 +137,15 @@ def _finish(folder: Path, ready: Plan, model: "PeftModel", result: "Result") -> 
     template = ready.prepared.template
     model.eval()
     model.config.use_cache = True
-    folders.write_folder(folder, model.save_pretrained)
-    folders.write_folder(folder, template.tokenizer.save_pretrained)
+    runs.write_folder(folder, model.save_pretrained)
+    runs.write_folder(folder, template.tokenizer.save_pretrained)
     decoding = _decoding(ready)
-    folders.write_folder(folder, _generation_config(ready, decoding).save_pretrained)
+    runs.write_folder(folder, _generation_config(ready, decoding).save_pretrained)
     questions = [c.messages[: c.roles.index("assistant")] for c in ready.prepared.examples]
     replies = sample_replies(model, template, questions[:_SAMPLES], decoding)
-    folders.write_json(folder, folders.SAMPLES, replies)
-    folders.write_json(folder, folders.DATA, ready.prepared.report.to_json())
-    folders.write_bytes(folder, folders.LOSS_PLOT, loss_plot(folder))
+    write_json(folder / runs.SAMPLES, replies)
+    write_json(folder / runs.DATA, ready.prepared.report.to_json())
+    write_bytes(folder / runs.LOSS_PLOT, loss_plot(folder))
     probe = template.prompt(questions[0])
     in_memory = logits_of(model, probe)
     del model  # the fresh process needs the room
@@ -153,10 +154,10 @@ def _finish(folder: Path, ready: Plan, model: "PeftModel", result: "Result") -> 
     facts = _facts(ready, result, probe, difference)
     facts["decoding"] = decoding.model_dump(exclude={"seed"})
     facts["finish_seconds"] = round(time.perf_counter() - started, 1)
-    folders.write_json(folder, folders.FACTS, facts)
-    folders.write_text(folder, folders.CARD, model_card(Run(folder)))
+    write_json(folder / runs.FACTS, facts)
+    write_bytes(folder / runs.CARD, model_card(Run(folder)).encode())
     log.info("saved, loaded again in a fresh process: logits differ by %.1g", difference)
-    return folders.seal(folder)
+    return runs.seal(folder)
 
 
 def _decoding(ready: Plan) -> Any:
@@ -200,20 +201,20 @@ def _facts(ready: Plan, result: "Result", probe: list[int], difference: float) -
 def _open_folder(folder: Path, recipe: Recipe) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        folders.unseal(folder)
-        (folder / folders.CHECKPOINTS).mkdir(exist_ok=True)
-        folders.write_text(folder, folders.RECIPE, recipe.to_yaml())
+        runs.unseal(folder)
+        (folder / runs.CHECKPOINTS).mkdir(exist_ok=True)
+        write_bytes(folder / runs.RECIPE, recipe.to_yaml().encode())
     except OSError as error:
-        raise RunError(f"output {folder}: cannot be written to ({error.strerror})") from error
+        raise OutputError(f"output {folder}: cannot be written to ({error.strerror})") from error
 
 
 def _refuse_other_recipe(folder: Path, recipe: Recipe) -> None:
     """Going on with other settings would be neither run."""
-    if not (folder / folders.RECIPE).is_file():
+    if not (folder / runs.RECIPE).is_file():
         raise RunError(f"--resume: {folder} holds no run to go on with; leave --resume out")
     before, now = (
         {**_flat(r.model_dump(exclude={"training": _MAY_CHANGE}))}
-        for r in (folders.read_recipe(folder), recipe)
+        for r in (runs.read_recipe(folder), recipe)
     )
     changed = [f"{k} (was {before[k]!r}, now {now[k]!r})" for k in now if now[k] != before[k]]
     if changed:
@@ -234,7 +235,7 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _nothing_left(folder: Path, steps: int) -> Run | None:
     """The run itself, if it is finished and no more steps are asked for."""
     last = latest_checkpoint(folder)
-    if last is None or step_of(last) < steps or not (folder / folders.MANIFEST).is_file():
+    if last is None or step_of(last) < steps or not (folder / runs.MANIFEST).is_file():
         return None
     log.info("%s is finished: %d steps are done", folder, step_of(last))
     return Run.open(folder)
