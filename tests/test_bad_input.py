@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from chattune.data import sources
+from chattune.data import files
 from chattune.recipe import load_recipe
 from chattune.template import Template
 from conftest import Outcome
@@ -266,7 +266,7 @@ def test_a_file_that_the_system_fails_to_read_is_refused(tmp_path: Path, cli: Cl
 def test_a_huge_line_is_refused(
     tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(sources, "MAX_LINE", 1000)
+    monkeypatch.setattr(files, "MAX_LINE", 1000)
     content = b"question,answer\n" if "csv" in name else b""
     source = write(tmp_path / name, content + b"x" * 1001 + b"\n" + GOOD)
     line = refused_data(cli, source)

@@ -26,8 +26,8 @@ DAMAGES: dict[Damage, str] = {"truncate": "the download failed", "corrupt": "cam
 IMPATIENT = "import time; sleep = time.sleep; time.sleep = lambda s: sleep(min(s, 0.01))\n"
 STREAMING = IMPATIENT + (
     "import fsspec.spec; fsspec.spec.AbstractBufferedFile.DEFAULT_BLOCK_SIZE = 2**14\n"
-    "from chattune.data import sources\n"
-    "sources.MAX_FETCHED, sources._SHUFFLE_BUFFER = 0, 50\n"
+    "from chattune.data import hub_rows\n"
+    "hub_rows.MAX_FETCHED, hub_rows._SHUFFLE_BUFFER = 0, 50\n"
 )
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from chattune.data.formats import BadRow, recognise
 from chattune.data.reading import Reading
-from chattune.data.sources import Row
+from chattune.data.rows import Row
 from chattune.errors import DataError
 from chattune.recipe import DataRecipe
 from rows import SHAPES

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from chattune.data import sources
-from chattune.data.sources import Row, fingerprint, read_rows
+from chattune.data import files
+from chattune.data.rows import Row
+from chattune.data.sources import fingerprint, read_rows
 from chattune.errors import DataError
 from chattune.recipe import DataRecipe
 from rows import lines, talk, write, write_rows
@@ -136,7 +137,7 @@ def test_a_line_that_cannot_be_read_is_a_row_with_a_problem(tmp_path: Path) -> N
 def test_a_huge_line_is_refused_before_the_rows_after_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "MAX_LINE", 100)
+    monkeypatch.setattr(files, "MAX_LINE", 100)
     fits = json.dumps({"a": "x" * 90})[:99]
     path = write(tmp_path / "talk.jsonl", f'{{"a": 1}}\n{fits}\n{"x" * 101}\n{{"a": 2}}\n'.encode())
     with pytest.raises(DataError, match=r"talk\.jsonl:3: a line of over"):
@@ -144,7 +145,7 @@ def test_a_huge_line_is_refused_before_the_rows_after_it(
 
 
 def test_a_huge_json_array_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "MAX_JSON", 100)
+    monkeypatch.setattr(files, "MAX_JSON", 100)
     with pytest.raises(DataError, match=r"convert it to \.jsonl"):
         read(write_rows(tmp_path / "talk.json", AWKWARD))
 

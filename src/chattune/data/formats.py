@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from chattune.conversation import Conversation, Message, Role
-from chattune.data.sources import Fields
+from chattune.data.rows import Fields
 from chattune.errors import DataError
 from chattune.recipe import DataRecipe
 

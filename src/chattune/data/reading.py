@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from chattune.conversation import Conversation
 from chattune.data.formats import BadRow, Format, known_fields, recognise
-from chattune.data.sources import Row
+from chattune.data.rows import Row
 from chattune.errors import DataError
 from chattune.recipe import DataRecipe
 

@@ -1,0 +1,127 @@
+"""Rows of a data set on the Hub: fetched whole and compared with its hashes, or streamed."""
+
+import glob
+import itertools
+import logging
+import random
+import zlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from chattune import hub
+from chattune.data.rows import Row
+from chattune.errors import DataError
+from chattune.recipe import DataRecipe
+
+MAX_FETCHED = 512 << 20  # bytes of a Hub data set that are fetched for a mere sample of it
+_SHUFFLE_BUFFER = 10_000
+_STREAMING_RETRIES = 2  # each comes after five of the Hub client's own, 23 seconds in all
+
+log = logging.getLogger(__name__)
+
+
+def hub_commit(source: str) -> str | None:
+    """The commit that the data set's main branch has, or had when the Hub was reached last."""
+    import huggingface_hub
+
+    try:
+        with hub.plain_errors():
+            return str(huggingface_hub.HfApi().dataset_info(source, timeout=10).sha)
+    except hub.NotThere:
+        return None  # reading it will say so
+    except hub.HubError:
+        if commit := hub.last_commit(source, "dataset"):
+            log.info("%s: the Hub cannot be reached; taking it as it was last", source)
+        return commit
+
+
+def hub_rows(recipe: DataRecipe, seed: int) -> Iterator[Row]:
+    """Rows of a Hub data set: of files that were compared with the Hub's hashes, or streamed.
+
+    Only a sample of a data set of over MAX_FETCHED bytes is streamed. No file is seen whole then,
+    so no hash can be compared: a broken connection, gzip and most of Parquet's damage are noticed,
+    a flipped bit in JSON, CSV or uncompressed Parquet is not.
+    """
+    import datasets
+    from datasets.exceptions import DatasetNotFoundError, DatasetsError
+    from huggingface_hub.utils import httpx
+
+    source = recipe.source
+    try:
+        with hub.quiet_hub(datasets):
+            commit = hub.fetch(source, "dataset", ["README.md"]).name
+            builder = _builder(source, commit)
+            files = _hub_files(builder)
+            if recipe.rows is None or _hub_size(source, commit, files) <= MAX_FETCHED:
+                hub.fetch(source, "dataset", [glob.escape(file) for file in files], commit)
+                yield from _fetched_rows(builder, recipe, seed)
+            else:
+                yield from _streamed_rows(builder, recipe, seed)
+    except (DatasetNotFoundError, hub.NotThere) as error:
+        raise DataError(
+            f"{source}: no such data set on the Hub (or it is private: hf auth login), "
+            "and no such file"
+        ) from error
+    except hub.NotReached as error:
+        raise DataError(
+            f"{source}: not on this machine and the Hub cannot be reached; where there is a "
+            f"network run `hf download --repo-type dataset {source} --local-dir FOLDER`, and give "
+            "the folder"
+        ) from error
+    except hub.HubError as error:
+        raise DataError(f"{source}: {error}") from error
+    except (DatasetsError, httpx.HTTPError, OSError, EOFError, ValueError, zlib.error) as error:
+        raise DataError(
+            f"{source}: cannot be read from the Hub ({hub.brief(error.__cause__ or error)}); give "
+            "a local file instead, or try again"
+        ) from error
+
+
+def _builder(source: str, commit: str) -> Any:
+    import datasets
+
+    try:
+        return datasets.load_dataset_builder(source, revision=commit)
+    except ConnectionError as error:
+        raise hub.NotReached(hub.brief(error)) from error
+
+
+def _hub_files(builder: Any) -> list[str]:
+    """Paths in the repository of a configuration's files; none where the Hub was not reached."""
+    urls = itertools.chain.from_iterable((builder.config.data_files or {}).values())
+    return [url.partition("@")[2].partition("/")[2] for url in urls if url.startswith("hf://")]
+
+
+def _hub_size(source: str, commit: str, files: list[str]) -> int:
+    import huggingface_hub
+
+    if not files:
+        return 0
+    about = huggingface_hub.HfApi().dataset_info(source, revision=commit, files_metadata=True)
+    return sum(file.size or 0 for file in about.siblings or [] if file.rfilename in set(files))
+
+
+def _fetched_rows(builder: Any, recipe: DataRecipe, seed: int) -> Iterator[Row]:
+    """All rows, memory-mapped, or a uniform sample of them, in their order."""
+    builder.download_and_prepare()
+    data = builder.as_dataset(split=recipe.split)
+    chosen: Iterable[int] = range(len(data))
+    if recipe.rows is not None and recipe.rows < len(data):
+        chosen = sorted(random.Random(seed).sample(range(len(data)), recipe.rows))
+    for i in chosen:
+        yield Row(f"{recipe.source}: row {i + 1}", data[i])
+
+
+def _streamed_rows(builder: Any, recipe: DataRecipe, seed: int) -> Iterator[Row]:
+    """A sample: row groups (or files) in a random order, and rows shuffled within a buffer.
+
+    Less even than a uniform sample, but little more than the buffer comes down.
+    """
+    import datasets
+
+    datasets.config.STREAMING_READ_MAX_RETRIES = _STREAMING_RETRIES  # of 20: ten minutes
+    datasets.config.STREAMING_OPEN_MAX_RETRIES = _STREAMING_RETRIES
+    data = builder.as_streaming_dataset(split=recipe.split).reshard()
+    data = data.shuffle(seed=seed, buffer_size=_SHUFFLE_BUFFER).take(recipe.rows)
+    for i, fields in enumerate(data):
+        yield Row(f"{recipe.source}: sampled row {i + 1}", dict(fields))
