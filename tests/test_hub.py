@@ -63,6 +63,23 @@ def samples(hub: Hub, home: Path, rows: int, seeds: list[int], before: str = "")
     return chosen
 
 
+def test_the_split_is_the_recipes(tmp_path: Path) -> None:
+    """Two files named as those of openassistant-guanaco: `_eval` is the split `test`."""
+    for name, number in (("train", 1), ("eval", 2)):
+        path = tmp_path / "data" / f"openassistant_best_replies_{name}.jsonl"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(talk(number)) + "\n", "utf-8")
+    code = (
+        "from chattune.data.sources import read_rows\n"
+        "from chattune.recipe import DataRecipe\n"
+        "for split in ('train', 'test'):\n"
+        "    for row in read_rows(DataRecipe(source='org/data', split=split), 0):\n"
+        "        print(split, row.fields['messages'][0]['content'].split(':')[0])\n"
+    )
+    with serve_hub({}, {"org/data": tmp_path / "data"}) as hub:
+        assert python(hub, tmp_path / "home", code).out == "train Question 1\ntest Question 2\n"
+
+
 def prepare(hub: Hub, home: Path, *args: str, **more: str) -> Outcome:
     return chattune(hub, home, "prepare", "--data", "org/data", "--json", *args, **more)
 

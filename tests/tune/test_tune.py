@@ -1,6 +1,7 @@
 """tune(): what lies in a run folder, and that a stopped run goes on as if it had not been."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -277,6 +278,26 @@ def test_fields_of_the_recipe_reach_the_training(
     assert rates == sorted(rates[:3]) + sorted(rates[3:], reverse=True)
 
 
+def test_seed_schedule_and_intervals_reach_the_training(
+    tiny_base: Path, talk_file: Path, tmp_path: Path
+) -> None:
+    data = write_talk(tmp_path / "t.jsonl", [(f"{q} ({i})", a) for i in range(8) for q, a in TALK])
+    common = {"data__validation": 0.25, "training__steps": 5, "training__evaluate_every": 2}
+    first = tune(recipe(tiny_base, data, **common), tmp_path / "first")
+    cosine = recipe(tiny_base, data, seed=1, training__schedule="cosine", **common)
+    second = tune(cosine, tmp_path / "second")
+    for run in (first, second):
+        assert [m["step"] for m in metrics(run.folder) if "validation_loss" in m] == [2, 4, 5]
+    rates = [m["learning_rate"] for m in metrics(second.folder) if "loss" in m]
+    assert rates[0] == 0  # one step of warm-up
+    assert all(
+        rate == pytest.approx(5e-3 * (1 + math.cos(math.pi * i / 4)) / 2)
+        for i, rate in enumerate(rates[1:])
+    )
+    a, b = adapter(first), adapter(second)
+    assert not any(a[k].equal(b[k]) for k in a)
+
+
 def test_epochs_come_to_steps(tiny_base: Path, talk_file: Path) -> None:
     half = recipe(tiny_base, talk_file, training__steps=None, training__epochs=2.5)
     assert plan(half).steps == 5  # 4 conversations, 2 a step
@@ -310,3 +331,36 @@ def test_dry_run_says_what_would_be_done(
     for said in ("memory: about", "time: about", "device: ", "dtype: ", "passes over the data"):
         assert said in outcome.out
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_stopped_after_its_last_step_is_only_finished(
+    tiny_base: Path, talk_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = recipe(tiny_base, talk_file, training__steps=3)
+    whole = tune(plain, tmp_path / "whole")
+
+    def interrupted(_: Path) -> Run:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as stopped:
+        stopped.setattr("chattune.tune.runs.seal", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            tune(plain, tmp_path / "run")
+    resumed = tune(plain, tmp_path / "run", resume=True)
+    assert resumed.facts["result"]["steps"] == 3
+    a, b = adapter(whole), adapter(resumed)
+    assert all(a[k].equal(b[k]) for k in a)
+
+
+def test_a_run_that_stopped_early_has_nothing_to_go_on_with(
+    tiny_base: Path, talk_file: Path, tmp_path: Path
+) -> None:
+    data = write_talk(tmp_path / "t.jsonl", [(f"{q} ({i})", a) for i in range(8) for q, a in TALK])
+    wild = recipe(
+        tiny_base, data, data__validation=0.25, training__steps=40, training__patience=1,
+        training__learning_rate=3.0, training__evaluate_every=1, training__warmup_ratio=0,
+    )  # fmt: skip
+    run = tune(wild, tmp_path / "run")
+    before = (run.folder / "manifest.json").read_bytes()
+    assert tune(wild, run.folder, resume=True) == run
+    assert (run.folder / "manifest.json").read_bytes() == before

@@ -5,7 +5,6 @@ import importlib.metadata
 import logging
 import platform
 import sys
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
@@ -17,18 +16,22 @@ from chattune.data import Prepared, prepare
 from chattune.device import Device, find_device
 from chattune.errors import Interrupted, OutputError, RunError
 from chattune.folders import write_bytes, write_json
+from chattune.generate import Decoding
 from chattune.models import load_base, shape_of
 from chattune.models.card import model_card
 from chattune.models.lora import add_lora, check_targets
 from chattune.models.verify import logits_of, verify_run
 from chattune.recipe import Recipe
 from chattune.run import Run
+from chattune.template import Template
 from chattune.tune.checkpoint import latest_checkpoint, step_of
 from chattune.tune.estimate import Estimate, estimate
 from chattune.tune.progress import Unwatched, Watcher
 
 if TYPE_CHECKING:
+    import torch
     from peft import PeftModel
+    from transformers import GenerationConfig
 
     from chattune.tune.trainer import Result
 
@@ -108,7 +111,7 @@ def tune(
     else:
         runs.refuse_run(folder)
     ready = plan(recipe)
-    if resume and (done := _nothing_left(folder, ready.steps)):
+    if resume and (done := _nothing_left(folder, recipe, ready.steps)):
         return done
     model = add_lora(load_base(ready.base, ready.device), recipe.lora, recipe.seed)
     _open_folder(folder, recipe)
@@ -125,58 +128,55 @@ def tune(
         raise Interrupted(
             f"stopped after step {result.steps} of {ready.steps}; all is saved", signum
         )
-    return _finish(folder, ready, model, result)
+    probe = _save(folder, ready, model)
+    del model  # the fresh process that loads the run needs the room
+    gc.collect()
+    return _prove_and_seal(folder, ready, result, *probe)
 
 
-def _finish(folder: Path, ready: Plan, model: "PeftModel", result: "Result") -> Run:
-    """Write what a run explains itself with; the manifest last, after the proof."""
+def _save(folder: Path, ready: Plan, model: "PeftModel") -> tuple[list[int], "torch.Tensor"]:
+    """Write adapter, tokenizer, samples and plot; a prompt and the model's logits for it."""
     from chattune.tune.plot import loss_plot
     from chattune.tune.samples import sample_replies
 
-    started = time.perf_counter()
     template = ready.prepared.template
     model.eval()
-    model.config.use_cache = True
     runs.write_folder(folder, model.save_pretrained)
     runs.write_folder(folder, template.tokenizer.save_pretrained)
-    decoding = _decoding(ready)
-    runs.write_folder(folder, _generation_config(ready, decoding).save_pretrained)
+    runs.write_folder(folder, _generation_config(template).save_pretrained)
     questions = [c.messages[: c.roles.index("assistant")] for c in ready.prepared.examples]
-    replies = sample_replies(model, template, questions[:_SAMPLES], decoding)
+    settings = Decoding(max_new_tokens=_SAMPLE_TOKENS)
+    replies = sample_replies(model, template, questions[:_SAMPLES], settings)
     write_json(folder / runs.SAMPLES, replies)
     write_json(folder / runs.DATA, ready.prepared.report.to_json())
     write_bytes(folder / runs.LOSS_PLOT, loss_plot(folder))
     probe = template.prompt(questions[0])
-    in_memory = logits_of(model, probe)
-    del model  # the fresh process needs the room
-    gc.collect()
+    return probe, logits_of(model, probe)
+
+
+def _prove_and_seal(
+    folder: Path, ready: Plan, result: "Result", probe: list[int], in_memory: "torch.Tensor"
+) -> Run:
+    """Compare what lies on disk with what was in memory; then facts, card and manifest."""
     difference = verify_run(folder, probe, in_memory)
-    facts = _facts(ready, result, probe, difference)
-    facts["decoding"] = decoding.model_dump(exclude={"seed"})
-    facts["finish_seconds"] = round(time.perf_counter() - started, 1)
-    write_json(folder / runs.FACTS, facts)
+    write_json(folder / runs.FACTS, _facts(ready, result, probe, difference))
     write_bytes(folder / runs.CARD, model_card(Run(folder)).encode())
     log.info("saved, loaded again in a fresh process: logits differ by %.1g", difference)
     return runs.seal(folder)
 
 
-def _decoding(ready: Plan) -> Any:
-    from chattune.generate import Decoding
-
-    return Decoding(max_new_tokens=_SAMPLE_TOKENS)
-
-
-def _generation_config(ready: Plan, decoding: Any) -> Any:
+def _generation_config(template: Template) -> "GenerationConfig":
     """For other tools: generate() on the saved model then samples and stops as chattune does."""
     from transformers import GenerationConfig
 
+    default = Decoding()
     return GenerationConfig(
         do_sample=True,
-        temperature=decoding.temperature,
-        top_k=decoding.top_k,
-        top_p=decoding.top_p,
-        eos_token_id=sorted(ready.prepared.template.end_ids),
-        bos_token_id=ready.prepared.template.tokenizer.bos_token_id,
+        temperature=default.temperature,
+        top_k=default.top_k,
+        top_p=default.top_p,
+        eos_token_id=sorted(template.end_ids),
+        bos_token_id=template.tokenizer.bos_token_id,
     )
 
 
@@ -193,6 +193,7 @@ def _facts(ready: Plan, result: "Result", probe: list[int], difference: float) -
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES}
         | {"python": platform.python_version()},
         "result": asdict(result),
+        "decoding": Decoding().model_dump(exclude={"seed"}) | {"max_new_tokens": _SAMPLE_TOKENS},
         "probe_ids": probe,
         "reload_difference": difference,
     }
@@ -232,11 +233,13 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _nothing_left(folder: Path, steps: int) -> Run | None:
+def _nothing_left(folder: Path, recipe: Recipe, steps: int) -> Run | None:
     """The run itself, if it is finished and no more steps are asked for."""
     last = latest_checkpoint(folder)
-    if last is None or step_of(last) < steps or not (folder / runs.MANIFEST).is_file():
+    if last is None or not (folder / runs.MANIFEST).is_file():
         return None
+    if step_of(last) < steps and runs.read_recipe(folder) != recipe:
+        return None  # with the same recipe it was stopped early, by its patience
     log.info("%s is finished: %d steps are done", folder, step_of(last))
     return Run.open(folder)
 

@@ -56,7 +56,7 @@ def _activations(recipe: Recipe, shape: "PreTrainedModel", rows: int) -> int:
     tokens = rows * recipe.data.max_length
     layers, hidden = config.num_hidden_layers, config.hidden_size
     scores = config.num_attention_heads * recipe.data.max_length * tokens
-    head = 3 * 4 * tokens * config.vocab_size // 4
+    head = 3 * 4 * tokens * config.vocab_size  # logits, their log-softmax and gradient
     return int(layers * (_BYTES_A_UNIT * tokens * hidden + _BYTES_A_SCORE * scores) + head)
 
 

@@ -15,16 +15,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainerState
 from trl import SFTConfig, SFTTrainer
 
 from chattune.data import Prepared
 from chattune.data.store import IGNORED
 from chattune.device import Device
 from chattune.recipe import Recipe
-from chattune.run import CHECKPOINTS, METRICS
+from chattune.run import ADAPTER, CHECKPOINTS, METRICS
 from chattune.tune.batches import length_groups
-from chattune.tune.checkpoint import COMPLETE, latest_checkpoint
+from chattune.tune.checkpoint import COMPLETE, latest_checkpoint, step_of
 from chattune.tune.interrupt import Interruption
 from chattune.tune.loss import SupervisedLoss
 from chattune.tune.progress import Watcher
@@ -94,18 +94,37 @@ def train(
         )
         trainer.remove_callback(PrinterCallback)
         last = latest_checkpoint(folder)
-        trainer.train(resume_from_checkpoint=str(last) if last else None)
+        if last is not None and step_of(last) >= steps:  # stopped between training and the end
+            trainer.state = _take_best(model, last)
+        else:
+            trainer.train(resume_from_checkpoint=str(last) if last else None)
     state = trainer.state
     best = Path(state.best_model_checkpoint).name if state.best_model_checkpoint else None
     result = Result(
         steps=state.global_step,
         best_step=int(best.rpartition("-")[2]) if best else state.global_step,
-        train_loss=journal.last_loss,
+        train_loss=_last_loss(folder),
         validation_loss=state.best_metric,
         seconds=round(meter.seconds, 2),
         tokens_per_s=round(meter.tokens / meter.seconds, 1) if meter.seconds else 0.0,
     )
     return result, interruption.signum
+
+
+def _take_best(model: "PeftModel", last: Path) -> TrainerState:
+    """Put the best adapter that a finished training saved into the model."""
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    state = TrainerState.load_from_json(str(last / "trainer_state.json"))
+    best = last.parent / Path(state.best_model_checkpoint or last).name
+    set_peft_model_state_dict(model, load_file(best / ADAPTER[1]))
+    return state
+
+
+def _last_loss(folder: Path) -> float:
+    lines = map(json.loads, (folder / METRICS).read_text("utf-8").splitlines())
+    return [float(line["loss"]) for line in lines if "loss" in line][-1]
 
 
 def _arguments(
@@ -235,7 +254,6 @@ class _Journal(TrainerCallback):  # type: ignore[misc]  # transformers' callback
     ) -> None:
         self._file = folder / METRICS
         self._watcher, self._interruption, self._meter = watcher, interruption, meter
-        self.last_loss = math.nan
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._keep_lines_until(state.global_step)
@@ -262,7 +280,6 @@ class _Journal(TrainerCallback):  # type: ignore[misc]  # transformers' callback
             line["validation_loss"] = logs["eval_loss"]
             self._watcher.validated(state.global_step, logs["eval_loss"])
         elif "loss" in logs:
-            self.last_loss = logs["loss"]
             line |= {
                 "loss": logs["loss"],
                 "learning_rate": logs.get("learning_rate"),
