@@ -116,7 +116,7 @@ def tune(
         _print_plan(plan(chosen))
         return
     run = _tune(chosen, folder, resume=resume)
-    _print_samples(run.samples, "base", "tuned")
+    _print_samples(run.samples)
     _note(f"run: {run.folder}\ntalk to it: chattune chat {run.folder}")
 
 
@@ -222,7 +222,7 @@ def quickstart(
     rows = sample_replies(
         loaded.model, loaded.template, questions, bot.decoding.but(max_new_tokens=64)
     )
-    _print_samples(rows, "base", "tuned")
+    _print_samples(rows)
     if no_ui:
         _note(f"talk to it: chattune chat {output}")
         return
@@ -296,19 +296,20 @@ def _note(text: str) -> None:
     typer.echo(text, err=True)
 
 
-def _print_samples(rows: list[dict[str, Any]], *sides: str) -> None:
+def _print_samples(rows: list[dict[str, Any]]) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
-    table = Table(show_lines=True)
-    table.add_column("question", ratio=2)
-    for side in sides:
-        table.add_column(side, ratio=4)
-        table.add_column("stopped by itself")
+    table = Table(show_lines=True, caption="stops: whether the reply ended by itself")
+    table.add_column("question", ratio=3)
+    for side in ("base", "tuned"):
+        table.add_column(side, ratio=5)
+        table.add_column("stops")
     for row in rows:
-        cells = [row["prompt"]]
-        for side in sides:
-            cells += [row[side]["text"], "yes" if row[side]["stopped"] else "no"]
-        table.add_row(*(cell.replace("[", "\\[") for cell in cells))
+        cells = [escape(row["prompt"])]
+        for side in ("base", "tuned"):
+            cells += [escape(row[side]["text"]), "yes" if row[side]["stopped"] else "no"]
+        table.add_row(*cells)
     _console().print(table)
 
 
