@@ -7,6 +7,7 @@ import errno
 import json
 import logging
 import os
+import shlex
 import sys
 import tempfile
 import warnings
@@ -277,12 +278,12 @@ def _tune(recipe: "Recipe", folder: Path, *, resume: bool) -> "Run":
     try:
         return tune_model(recipe, folder, resume=resume, watcher=Bar(_console(stderr=True)))
     except Interrupted as interruption:
-        command = " ".join(sys.argv[1:])
-        again = (
-            command if "--resume" in sys.argv or "quickstart" in sys.argv else command + " --resume"
-        )
+        again = sys.argv[1:]
+        if again[0] == "tune" and "--resume" not in again:
+            again.append("--resume")
         raise Interrupted(
-            f"{interruption}; go on with: chattune {again}", interruption.exit_code - 128
+            f"{interruption}; go on with: chattune {shlex.join(again)}",
+            interruption.exit_code - 128,
         ) from None
 
 

@@ -1,8 +1,5 @@
 """Load a base, alone or with a run's adapter."""
 
-import contextlib
-import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +15,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 __all__ = ["Loaded", "load", "load_adapted", "load_base", "shape_of"]
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -55,21 +50,22 @@ def load_base(base: Base, device: Device) -> "PreTrainedModel":
     """The base's weights in fp32 on the device, in evaluation mode."""
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as hf_logging
 
-    with _quiet():
-        try:
-            model, loaded = AutoModelForCausalLM.from_pretrained(
-                base.folder,
-                dtype=torch.float32,
-                use_safetensors=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
-        except Exception as error:  # safetensors and transformers raise many kinds
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            raise BaseError(
-                f"base {base.name}: its weights cannot be loaded ({lines[0][:200]})"
-            ) from error
+    hf_logging.disable_progress_bar()  # errors are raised, so nothing is lost
+    try:
+        model, loaded = AutoModelForCausalLM.from_pretrained(
+            base.folder,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except Exception as error:  # safetensors and transformers raise many kinds
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise BaseError(
+            f"base {base.name}: its weights cannot be loaded ({lines[0][:200]})"
+        ) from error
     # transformers would start these at random, with a warning.
     if absent := sorted({*loaded["missing_keys"], *map(str, loaded["mismatched_keys"])}):
         raise BaseError(f"base {base.name}: its weights lack {len(absent)} tensors, as {absent[0]}")
@@ -86,13 +82,12 @@ def load_adapted(folder: Path, base: Base, device: Device) -> "PeftModel":
     """
     from peft import PeftModel
 
-    with _quiet():
-        try:
-            return PeftModel.from_pretrained(load_base(base, device), folder).eval()
-        except (RuntimeError, ValueError, OSError) as error:
-            raise RunError(
-                f"run {folder}: its adapter does not fit {base.name} ({str(error)[:200]})"
-            ) from error
+    try:
+        return PeftModel.from_pretrained(load_base(base, device), folder).eval()
+    except (RuntimeError, ValueError, OSError) as error:
+        raise RunError(
+            f"run {folder}: its adapter does not fit {base.name} ({str(error)[:200]})"
+        ) from error
 
 
 def shape_of(base: Base) -> "PreTrainedModel":
@@ -117,12 +112,3 @@ def _refuse_other_base(run: Run, base: Base) -> None:
             f"run {run.folder}: was tuned on other weights of {base.name} than those in "
             f"{base.folder}; its adapter would compute nonsense on these"
         )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' bars for loading weights; errors are raised, so nothing is lost."""
-    from transformers.utils import logging as hf_logging
-
-    hf_logging.disable_progress_bar()
-    yield
