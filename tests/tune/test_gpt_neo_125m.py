@@ -1,5 +1,6 @@
 """The study's own recipe on GPT-Neo-125M's exact shape (random weights) and real Guanaco rows."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,9 @@ def test_the_studys_recipe_trains_two_steps_and_resumes(
     gpt_neo_125m: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As shipped but for the length of a step: 4 conversations instead of 16, to save a minute."""
+    import torch
+
+    torch.set_num_threads(os.cpu_count() or 1)  # unlike the tiny models
     monkeypatch.setattr("chattune.tune._SAMPLE_TOKENS", 4)
     changes = {
         "base": str(gpt_neo_125m),
@@ -52,4 +56,5 @@ def test_the_studys_recipe_trains_two_steps_and_resumes(
         resume=True,
     )
     assert three.facts["result"]["steps"] == 3
+    torch.set_num_threads(1)
     assert Run.open(three.folder).facts["reload_difference"] <= 1e-5

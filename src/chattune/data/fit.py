@@ -7,7 +7,7 @@ replies that break off never learns to stop.
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import tee
 
 from chattune.conversation import Conversation
@@ -28,7 +28,7 @@ class Cuts:
 
     conversations: int = 0
     tokens: int = 0
-    replies: int = field(default=0)  # whole replies, so end tokens too, that no longer are there
+    replies: int = 0  # whole replies, so end tokens too, that no longer are there
 
 
 def fit(

@@ -89,7 +89,14 @@ def plan(recipe: Recipe) -> Plan:
     device = find_device()
     steps = total_steps(recipe, len(prepared.train))
     report = prepared.report
-    needs = estimate(recipe, shape, device, steps=steps, tokens_a_row=report.tokens / report.kept)
+    needs = estimate(
+        recipe,
+        shape,
+        device,
+        steps=steps,
+        tokens_a_row=report.tokens / report.kept,
+        supervised=report.supervised_tokens / report.tokens,
+    )
     return Plan(recipe, base, device, prepared, steps, needs)
 
 
