@@ -1,24 +1,13 @@
 """The command line: replies on standard output, errors in one line, exit codes."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 import chattune
 
 BRIEF = "Hi! How are you today?"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Many threads on so small a model cost more than they bring."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def one_line(text: str) -> bool:

@@ -17,15 +17,6 @@ NEVER = (-1,)
 GREEDY = Decoding(temperature=0, max_new_tokens=40)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Many threads on so small a model cost more than they bring."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def model(tiny_base: Path) -> Any:
     """The tiny model with larger weights: as it comes, it repeats one token for ever."""
