@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from chattune.chat import Chatbot
-from chattune.device import find_device
+from chattune.device import Device, find_device
 from chattune.errors import BaseError, Interrupted, OutputError, RecipeError, RunError
 from chattune.generate import Decoding
 from chattune.recipe import Recipe
@@ -22,11 +22,17 @@ from chattune.tune.progress import Unwatched
 from conftest import TALK, Outcome, write_talk
 
 
+def in_fp32() -> Device:
+    """This machine's device without bf16 autocast, whose rounding hides what is compared here."""
+    return replace(find_device(), bf16=False)
+
+
 @pytest.fixture(autouse=True)
 def _quick_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """No long samples and no reloading in a fresh process: test_export and the fixture do both."""
     monkeypatch.setattr("chattune.tune.verify_run", lambda *_: 0.0)
     monkeypatch.setattr("chattune.tune._SAMPLE_TOKENS", 4)
+    monkeypatch.setattr("chattune.tune.find_device", in_fp32)
 
 
 GREEDY = Decoding(temperature=0, max_new_tokens=40)
@@ -72,7 +78,9 @@ def run(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """One finished run that the tests below only read."""
     folder = tmp_path_factory.mktemp("runs")
     data = write_talk(folder / "talk.jsonl", [(f"{q} ({i})", a) for i in range(8) for q, a in TALK])
-    return tune(recipe(tiny_base, data, data__validation=0.25), folder / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("chattune.tune.find_device", in_fp32)
+        return tune(recipe(tiny_base, data, data__validation=0.25), folder / "run")
 
 
 def test_run_folder_explains_itself(run: Run) -> None:
@@ -225,7 +233,7 @@ def test_recomputing_activations_changes_nothing_but_memory(
 ) -> None:
     plain = recipe(tiny_base, talk_file)
     a = adapter(tune(plain, tmp_path / "plain"))
-    small = replace(find_device(), memory=1 << 20)
+    small = replace(in_fp32(), memory=1 << 20)
     monkeypatch.setattr("chattune.tune.find_device", lambda: small)
     assert plan(plain).estimate.checkpointing
     b = adapter(tune(plain, tmp_path / "recomputed"))
@@ -364,3 +372,18 @@ def test_a_run_that_stopped_early_has_nothing_to_go_on_with(
     before = (run.folder / "manifest.json").read_bytes()
     assert tune(wild, run.folder, resume=True) == run
     assert (run.folder / "manifest.json").read_bytes() == before
+
+
+def test_bf16_autocast_trains_alike(
+    tiny_base: Path, talk_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a machine has it; weights and adapter stay in fp32."""
+    plain = recipe(tiny_base, talk_file, lora__dropout=0)
+    fp32 = tune(plain, tmp_path / "fp32")
+    monkeypatch.setattr("chattune.tune.find_device", lambda: replace(find_device(), bf16=True))
+    bf16 = tune(plain, tmp_path / "bf16")
+    assert bf16.facts["device"]["bf16"]
+    losses = [[m["loss"] for m in metrics(run.folder)] for run in (fp32, bf16)]
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=2e-2)
+    assert all(tensor.dtype.itemsize == 4 for tensor in adapter(bf16).values())

@@ -209,6 +209,11 @@ class _Trainer(SFTTrainer):  # type: ignore[misc]  # trl is untyped
         self._token_budget = token_budget
         self._meter = meter
 
+    def _autocast(self) -> torch.autocast:
+        """accelerate wraps the model's forward in its own, which the loss does not go through."""
+        kind = self.args.device.type
+        return torch.autocast(kind, dtype=torch.bfloat16, enabled=self.args.bf16)
+
     def training_step(self, model: Any, inputs: dict[str, Any], *_: Any) -> torch.Tensor:
         """Forward and backward of a whole step, cut into passes by length.
 
@@ -223,7 +228,7 @@ class _Trainer(SFTTrainer):  # type: ignore[misc]  # trl is untyped
         self._meter.step_tokens = sum(lengths)
         for rows in length_groups(lengths, self._token_budget):
             width = lengths[rows[0]]
-            with self.compute_loss_context_manager():
+            with self._autocast():
                 nats = self._nats(ids[rows, :width], labels[rows, :width], mask[rows, :width])
             self.accelerator.backward(nats / supervised)
             total += nats.detach() / supervised
@@ -233,7 +238,7 @@ class _Trainer(SFTTrainer):  # type: ignore[misc]  # trl is untyped
         """Validation loss in nats a supervised token, each conversation alone, so unpadded."""
         self.model.eval()
         nats, tokens = 0.0, 0
-        with torch.no_grad(), self.compute_loss_context_manager():
+        with torch.no_grad(), self._autocast():
             for row in self.eval_dataset:
                 ids, labels = (
                     torch.tensor([row[k]], device=self.args.device) for k in ("input_ids", "labels")
