@@ -10,8 +10,9 @@ from chattune.recipe import Recipe
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Share of the machine's matrix rate that a step reaches. In fp32 measured: GPT-Neo-125M, 400 Dolly
-# rows, 2 cores, 69 of 100 GFLOP/s. Under bf16 autocast a cautious guess: attention and whatever
+# Share of the machine's matrix rate that a step reaches. In fp32 from one run: GPT-Neo-125M, 400
+# Dolly rows, 2 cores, about 69 GFLOP/s where the rate itself, read at other moments, was mostly
+# near 100 (once 42). Under bf16 autocast a cautious guess: attention and whatever
 # else is no matrix product gains nothing there.
 _EFFICIENCY = {False: 0.7, True: 0.2}
 # fp32 values kept for the backward pass, per token, layer and hidden unit (Korthikanti et al.

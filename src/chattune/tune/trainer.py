@@ -5,7 +5,6 @@ what a recipe says (bf16 and gradient checkpointing on, length 1024).
 """
 
 import json
-import logging
 import math
 import time
 from collections.abc import Iterator
@@ -31,8 +30,6 @@ from chattune.tune.progress import Watcher
 
 if TYPE_CHECKING:
     from peft import PeftModel
-
-log = logging.getLogger(__name__)
 
 # HF's "constant" leaves warm-up out without a word; every schedule of ours warms up.
 _SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
