@@ -7,6 +7,7 @@ import psutil
 import pytest
 import torch
 
+from chattune import device as devices
 from chattune.device import find_device, host_memory, matmul_rate
 
 
@@ -51,9 +52,21 @@ def test_a_cpu_computes_bf16_only_with_instructions_for_it(
 ) -> None:
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512, raising=False)
+    monkeypatch.setattr(devices, "_bf16_gain", lambda: 4.0)
     device = find_device()
     assert device.bf16 is bf16
+    assert device.base_dtype() == (torch.bfloat16 if bf16 else torch.float32)
     assert why in device.reasons["bf16"]
+
+
+def test_bf16_that_is_no_faster_is_not_used(
+    cpu_only: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
+    monkeypatch.setattr(devices, "_bf16_gain", lambda: 1.1)
+    device = find_device()
+    assert device.bf16 is False
+    assert "1.1 times" in device.reasons["bf16"]
 
 
 def test_an_older_torch_without_the_probes_computes_in_fp32(

@@ -109,9 +109,9 @@ def test_a_fresh_process_notices_other_logits(run: Run, tmp_path: Path) -> None:
 
     ids = run.facts["probe_ids"]
     in_memory = logits_of(load(run.folder, find_device()).model, ids)
-    assert verify_run(run.folder, ids, in_memory) <= 1e-5
+    assert verify_run(run.folder, ids, in_memory, torch.float32) <= 1e-5
     with pytest.raises(VerificationError, match="logits differ"):
-        verify_run(damaged(run, tmp_path / "copy", 50.0), ids, in_memory)
+        verify_run(damaged(run, tmp_path / "copy", 50.0), ids, in_memory, torch.float32)
 
 
 def test_a_run_is_refused_on_other_weights(run: Run, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -12,17 +13,20 @@ from transformers import (
     GPT2LMHeadModel,
 )
 
-from chattune.tune.batches import length_groups
-from chattune.tune.loss import SupervisedLoss
+from chattune.models.packing import prepare_packing
+from chattune.tune.batches import collate, packs
+from chattune.tune.loss import _CHUNK_BYTES, SupervisedLoss
+
+LENGTHS = [12, 1, 9]
 
 
-def batch(vocabulary: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Two rows, the second padded; some tokens supervised."""
-    ids = torch.randint(0, vocabulary, (2, 12), generator=torch.Generator().manual_seed(1))
-    labels, mask = ids.clone(), torch.ones_like(ids)
-    labels[:, :4] = -100
-    labels[1, 9:], mask[1, 9:] = -100, 0
-    return ids, labels, mask
+def rows() -> list[dict[str, list[int]]]:
+    """Three conversations, some of their tokens supervised."""
+    ids = torch.randint(0, 99, (sum(LENGTHS),), generator=torch.Generator().manual_seed(1))
+    return [
+        {"input_ids": part.tolist(), "labels": ([-100] * 3 + part.tolist()[3:])[: len(part)]}
+        for part in ids.split(LENGTHS)
+    ]
 
 
 def soft_capped() -> Gemma2ForCausalLM:
@@ -48,30 +52,59 @@ def test_equals_the_models_own_loss_and_gradients(architecture: str, tiny_base: 
         if architecture in makers
         else AutoModelForCausalLM.from_pretrained(tiny_base)
     ).eval()
-    ids, labels, mask = batch(99)
-    nats = SupervisedLoss(model)(ids, labels, mask)
-    nats.backward()
-    ours = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.get_output_embeddings().weight = nn.Parameter(
+        model.get_output_embeddings().weight.detach().clone(), requires_grad=False
+    )  # untied and frozen, as the loss expects it
+    nats, count = 0.0, 0
+    for row in rows():
+        ids = torch.tensor([row["input_ids"]])
+        labels = torch.tensor([row["labels"]])
+        if supervised := int((labels[:, 1:] != -100).sum()):
+            loss = model(ids, labels=labels).loss * supervised
+            loss.backward()
+            nats, count = nats + loss.item(), count + supervised
+    theirs = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
-    count = int((labels[:, 1:] != -100).sum())
-    theirs = model(ids, labels=labels, attention_mask=mask).loss * count
-    theirs.backward()
-    assert nats.item() == pytest.approx(theirs.item(), rel=1e-5)
+
+    assert prepare_packing(model)
+    batch = collate(rows())
+    ours = SupervisedLoss(model, packs=True)(**batch)
+    ours.backward()
+    assert count == 15
+    assert ours.item() == pytest.approx(nats, rel=1e-5)
     for name, parameter in model.named_parameters():
-        if parameter.grad is not None:
-            torch.testing.assert_close(ours[name], parameter.grad, rtol=1e-4, atol=1e-5)
+        if name in theirs:
+            torch.testing.assert_close(parameter.grad, theirs[name], rtol=1e-4, atol=1e-5)
 
 
-def test_groups_hold_every_row_once_within_the_budget() -> None:
+@pytest.mark.parametrize("bytes_at_once", [1, 10**9])
+def test_chunks_change_nothing(
+    bytes_at_once: int, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_base).eval()
+    ids = torch.randint(0, 99, (1, 100), generator=torch.Generator().manual_seed(2))
+    loss = SupervisedLoss(model, packs=False)
+    expected = loss(ids, ids, [100])
+    monkeypatch.setitem(_CHUNK_BYTES, "cpu", bytes_at_once)
+    assert loss(ids, ids, [100]).item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_a_conversations_first_token_is_no_target_of_the_one_before() -> None:
+    batch = collate([{"input_ids": [5, 6], "labels": [5, 6]}] * 2)
+    assert batch["labels"].tolist() == [[-100, 6, -100, 6]]
+    assert batch["lengths"] == [2, 2]
+
+
+def test_packs_hold_every_conversation_once_within_the_budget() -> None:
     lengths = [5, 90, 33, 30, 7, 6, 100, 31]
-    groups = length_groups(lengths, budget=100)
-    assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
-    for group in groups:
-        longest = max(lengths[i] for i in group)
-        assert lengths[group[0]] == longest
-        assert len(group) == 1 or longest * len(group) <= 100
-        assert min(lengths[i] for i in group) >= 0.7 * longest
+    cut = packs(lengths, budget=110)
+    assert sorted(i for pack in cut for i in pack) == list(range(len(lengths)))
+    assert all(sum(lengths[i] for i in pack) <= 110 for pack in cut)
+    assert len(cut) == 3
 
 
-def test_a_row_longer_than_the_budget_stands_alone() -> None:
-    assert length_groups([300, 20, 20], budget=100) == [[0], [1, 2]]
+@pytest.mark.parametrize("budget", [0, 100])
+def test_a_conversation_longer_than_the_budget_stands_alone(budget: int) -> None:
+    cut = packs([300, 20, 20], budget)
+    assert [0] in cut
+    assert sorted(map(len, cut)) == ([1, 1, 1] if budget == 0 else [1, 2])

@@ -11,6 +11,7 @@ from chattune.run import Run, is_run
 from chattune.template import Template
 
 if TYPE_CHECKING:
+    import torch
     from peft import PeftModel
     from transformers import PreTrainedModel
 
@@ -46,8 +47,8 @@ def load(run_or_model: str | Path, device: Device) -> Loaded:
     return Loaded(name, load_base(base, device), Template.load(base.folder), _positions(base))
 
 
-def load_base(base: Base, device: Device) -> "PreTrainedModel":
-    """The base's weights in fp32 on the device, in evaluation mode."""
+def load_base(base: Base, device: Device, dtype: "torch.dtype | None" = None) -> "PreTrainedModel":
+    """The base's weights on the device, in evaluation mode; in fp32 unless another is given."""
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as hf_logging
@@ -56,7 +57,7 @@ def load_base(base: Base, device: Device) -> "PreTrainedModel":
     try:
         model, loaded = AutoModelForCausalLM.from_pretrained(
             base.folder,
-            dtype=torch.float32,
+            dtype=dtype or torch.float32,
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
@@ -75,7 +76,9 @@ def load_base(base: Base, device: Device) -> "PreTrainedModel":
     return on_device
 
 
-def load_adapted(folder: Path, base: Base, device: Device) -> "PeftModel":
+def load_adapted(
+    folder: Path, base: Base, device: Device, dtype: "torch.dtype | None" = None
+) -> "PeftModel":
     """A base with the adapter that lies in `folder`.
 
     Raises RunError if the adapter does not belong to this base.
@@ -83,7 +86,7 @@ def load_adapted(folder: Path, base: Base, device: Device) -> "PeftModel":
     from peft import PeftModel
 
     try:
-        return PeftModel.from_pretrained(load_base(base, device), folder).eval()
+        return PeftModel.from_pretrained(load_base(base, device, dtype), folder).eval()
     except (RuntimeError, ValueError, OSError) as error:
         raise RunError(
             f"run {folder}: its adapter does not fit {base.name} ({str(error)[:200]})"

@@ -37,9 +37,12 @@ def relative_difference(a: "torch.Tensor", b: "torch.Tensor") -> float:
     return float((a - b).abs().max() / a.abs().max())
 
 
-def verify_run(folder: Path, ids: list[int], in_memory: "torch.Tensor") -> float:
+def verify_run(
+    folder: Path, ids: list[int], in_memory: "torch.Tensor", base_dtype: "torch.dtype"
+) -> float:
     """Reload the run in a fresh process and compare; the difference found.
 
+    `base_dtype` is what the base was rounded to in training; both sides compute in fp32.
     Raises VerificationError if the adapter misses keys, is not finite, has a B that is zero (it
     learned nothing), or computes other logits than the model in memory.
     """
@@ -51,7 +54,12 @@ def verify_run(folder: Path, ids: list[int], in_memory: "torch.Tensor") -> float
     check_adapter(folder)
     with tempfile.TemporaryDirectory() as aside:
         probe = Path(aside) / "probe.safetensors"
-        save_file({"ids": torch.tensor(ids), "logits": in_memory.contiguous()}, probe)
+        tensors = {
+            "ids": torch.tensor(ids),
+            "logits": in_memory.contiguous(),
+            "base_dtype": torch.empty(0, dtype=base_dtype),
+        }
+        save_file(tensors, probe)
         done = subprocess.run(
             [sys.executable, "-m", "chattune.models.verify", str(folder), str(probe)],
             capture_output=True,
@@ -90,7 +98,8 @@ def main(folder: str, probe: str) -> None:
 
     tensors = load_file(probe)
     path = Path(folder)
-    model = load_adapted(path, find_base(read_recipe(path).base), find_device())
+    base, dtype = find_base(read_recipe(path).base), tensors["base_dtype"].dtype
+    model = load_adapted(path, base, find_device(), dtype).float()
     logits = logits_of(model, tensors["ids"].tolist())
     sys.stdout.write(json.dumps({"difference": relative_difference(tensors["logits"], logits)}))
 

@@ -65,12 +65,13 @@ class Plan:
         minutes = needs.seconds / 60
         return [
             f"device: {self.device.kind} ({self.device.name}, {self.device.threads} threads)",
-            f"dtype: {'bf16 autocast' if self.device.bf16 else 'fp32'}, because "
+            f"dtype: {'base in bf16, adapter in fp32' if self.device.bf16 else 'fp32'}, because "
             + self.device.reasons["bf16"],
             f"steps: {self.steps:,} of {a_step} conversations, {passes:.1f} passes over the data",
             f"parameters: {needs.parameters / 1e6:,.1f} M, trained {needs.trainable / 1e6:,.2f} M",
             f"memory: about {needs.memory / 1e9:.1f} GB of {self.device.memory / 1e9:.1f} GB"
             + (", activations recomputed to save it" if needs.checkpointing else ""),
+            f"layout: packs of at most {needs.token_budget:,} tokens, no padding",
             f"time: about {minutes:,.0f} minutes, from a short measurement of this machine",
         ]
 
@@ -120,7 +121,8 @@ def tune(
     ready = plan(recipe)
     if resume and (done := _nothing_left(folder, recipe, ready.steps)):
         return done
-    model = add_lora(load_base(ready.base, ready.device), recipe.lora, recipe.seed)
+    base = load_base(ready.base, ready.device, ready.device.base_dtype())
+    model = add_lora(base, recipe.lora, recipe.seed)
     _open_folder(folder, recipe)
     result, signum = train(
         model,
@@ -129,14 +131,16 @@ def tune(
         folder,
         ready.device,
         watcher or Unwatched(),
+        token_budget=ready.estimate.token_budget,
         checkpointing=ready.estimate.checkpointing,
     )
     if signum is not None:
         raise Interrupted(
             f"stopped after step {result.steps} of {ready.steps}; all is saved", signum
         )
-    probe = _save(folder, ready, model)
-    del model  # the fresh process that loads the run needs the room
+    # From here on in fp32, whose results do not depend on kernels and threads: bf16's do.
+    probe = _save(folder, ready, model.float())
+    del base, model  # the fresh process that loads the run needs the room
     gc.collect()
     return _prove_and_seal(folder, ready, result, *probe)
 
@@ -165,7 +169,7 @@ def _prove_and_seal(
     folder: Path, ready: Plan, result: "Result", probe: list[int], in_memory: "torch.Tensor"
 ) -> Run:
     """Compare what lies on disk with what was in memory; then facts, card and manifest."""
-    difference = verify_run(folder, probe, in_memory)
+    difference = verify_run(folder, probe, in_memory, ready.device.base_dtype())
     write_json(folder / runs.FACTS, _facts(ready, result, probe, difference))
     write_bytes(folder / runs.CARD, model_card(Run(folder)).encode())
     log.info("saved, loaded again in a fresh process: logits differ by %.1g", difference)

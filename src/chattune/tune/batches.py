@@ -1,28 +1,45 @@
-"""How a step's conversations are laid out in forward passes: little padding, bounded memory.
+"""How a step's conversations are laid out in forward passes: end to end, nothing padded.
 
 A step's gradient is the mean over all its supervised tokens however it is cut, so the layout
 decides nothing but the time.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
-# A row shorter than this share of its group's longest starts a group of its own: below it the
-# padding costs more than another forward pass.
-_LEAST_FILLED = 0.7
+import torch
+
+from chattune.data.store import IGNORED
 
 
-def length_groups(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Indices of rows, grouped by length, longest first; a group padded takes <= `budget` tokens.
+def collate(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A step's conversations end to end: input_ids and labels (1, tokens), and their lengths.
 
-    A row that is longer than the budget makes a group alone.
+    A conversation's first token follows nothing, so it is never a target.
     """
-    groups: list[list[int]] = []
-    longest = 0
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        fits = groups and (len(groups[-1]) + 1) * longest <= budget
-        if fits and lengths[i] >= _LEAST_FILLED * longest:
-            groups[-1].append(i)
-        else:
-            groups.append([i])
-            longest = lengths[i]
-    return groups
+    ids = torch.cat([torch.as_tensor(row["input_ids"]) for row in rows])
+    labels = torch.cat([torch.as_tensor(row["labels"]) for row in rows])
+    lengths = [len(row["input_ids"]) for row in rows]
+    labels[torch.tensor([0, *lengths[:-1]]).cumsum(0)] = IGNORED
+    return {"input_ids": ids[None].long(), "labels": labels[None].long(), "lengths": lengths}
+
+
+def packs(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Indices of conversations, in as few packs of at most `budget` tokens as fit, alike in size.
+
+    The longest go first, each into the emptiest pack. A conversation longer than the budget makes
+    a pack alone.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    alone = [[i] for i in order if lengths[i] >= budget]
+    order = order[len(alone) :]
+    for count in range(-(-sum(lengths[i] for i in order) // max(1, budget)), len(order) + 1):
+        filled: list[list[int]] = [[] for _ in range(count)]
+        sizes = [0] * count
+        for i in order:
+            emptiest = sizes.index(min(sizes))
+            filled[emptiest].append(i)
+            sizes[emptiest] += lengths[i]
+        if all(size <= budget for size in sizes):
+            return alone + filled
+    raise AssertionError("one conversation a pack fits")

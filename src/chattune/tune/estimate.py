@@ -10,25 +10,24 @@ from chattune.recipe import Recipe
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Share of the machine's matrix rate that a step reaches. In fp32 from one run: GPT-Neo-125M, 400
-# Dolly rows, 2 cores, about 69 GFLOP/s where the rate itself, read at other moments, was mostly
-# near 100 (once 42). Under bf16 autocast a cautious guess: attention and whatever
-# else is no matrix product gains nothing there.
-_EFFICIENCY = {False: 0.7, True: 0.2}
-# fp32 values kept for the backward pass, per token, layer and hidden unit (Korthikanti et al.
-# 2022, section 4: 34 bytes at fp16; fp32 and LoRA's own inputs make it about 80), and per score.
-_BYTES_A_UNIT = 80
-_BYTES_A_SCORE = 20
+# Share of the machine's matrix rate that a step reaches (benchmarks/train.py).
+_EFFICIENCY = {False: 0.7, True: 0.5}
+# Values kept for the backward pass, per token, layer and hidden unit: inputs of the norms, of the
+# adapted modules and of the GELU with their dropout masks; per token, head and key: a probability.
+_VALUES_A_UNIT = 24
 _ROOM = 0.8  # share of the memory that a run may take
+# Tokens in a pack: beyond it nothing is gained, for the matrices are large enough.
+_ENOUGH = {"cpu": 1024, "mps": 4096, "cuda": 16384}
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes and seconds a run needs, and whether activations are recomputed to save memory."""
+    """Bytes and seconds a run needs, and how it fits: tokens in a pack, activations recomputed."""
 
     parameters: int
     trainable: int
     memory: int
+    token_budget: int
     checkpointing: bool
     seconds: float
 
@@ -48,28 +47,31 @@ def estimate(
     """
     parameters = sum(p.numel() for p in shape.parameters())
     trainable = _trainable(recipe, shape)
-    rows = recipe.training.batch_size
-    fixed = 4 * parameters + 16 * trainable + (1 << 30)  # weights, adapter with AdamW, libraries
-    activations = _activations(recipe, shape, rows)
-    checkpointing = fixed + activations > _ROOM * device.memory
-    layers = getattr(shape.config, "num_hidden_layers", 12)
-    needed = fixed + (activations // max(1, layers // 2) if checkpointing else activations)
+    size = device.base_dtype().itemsize
+    fixed = size * parameters + 16 * trainable + (1 << 30)  # base, adapter with AdamW, libraries
+    a_token, config = _bytes_a_token(recipe, shape, size), shape.config.get_text_config()
+    # All of the memory, not what is free now: a run that goes on later must cut its steps alike.
+    room = int(_ROOM * device.memory - fixed)
+    checkpointing = room < recipe.data.max_length * a_token
+    if checkpointing:  # a layer's input stays, and the layer that is being computed
+        a_token = 2 * a_token // config.num_hidden_layers + size * config.hidden_size
+    budget = min(_ENOUGH[device.kind], max(room // a_token, recipe.data.max_length))
     embedding = shape.get_input_embeddings().weight.numel()
     # Forward and input gradients of frozen weights: 4 FLOP a token each; with recomputing 6.
     # The output layer only where a token is supervised.
     flop = (6 if checkpointing else 4) * (parameters - embedding + supervised * embedding)
-    tokens = steps * rows * recipe.training.accumulation * tokens_a_row
+    tokens = steps * recipe.training.batch_size * recipe.training.accumulation * tokens_a_row
     seconds = tokens * flop / (matmul_rate(device.bf16) * _EFFICIENCY[device.bf16])
-    return Estimate(parameters, trainable, int(needed), checkpointing, seconds)
+    needed = fixed + budget * a_token
+    return Estimate(parameters, trainable, int(needed), budget, checkpointing, seconds)
 
 
-def _activations(recipe: Recipe, shape: "PreTrainedModel", rows: int) -> int:
+def _bytes_a_token(recipe: Recipe, shape: "PreTrainedModel", size: int) -> int:
+    """Activations that a forward pass keeps for the backward pass."""
     config = shape.config.get_text_config()
-    tokens = rows * recipe.data.max_length
-    layers, hidden = config.num_hidden_layers, config.hidden_size
-    scores = config.num_attention_heads * recipe.data.max_length * tokens
-    head = 3 * 4 * tokens * config.vocab_size  # logits, their log-softmax and gradient
-    return int(layers * (_BYTES_A_UNIT * tokens * hidden + _BYTES_A_SCORE * scores) + head)
+    probabilities = config.num_attention_heads * recipe.data.max_length  # a local layer's: fewer
+    units = _VALUES_A_UNIT * config.hidden_size + probabilities
+    return int(config.num_hidden_layers * units * size)
 
 
 def _trainable(recipe: Recipe, shape: "PreTrainedModel") -> int:

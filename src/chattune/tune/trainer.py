@@ -5,6 +5,7 @@ what a recipe says (bf16 and gradient checkpointing on, length 1024).
 """
 
 import json
+import logging
 import math
 import time
 from collections.abc import Iterator
@@ -20,9 +21,10 @@ from trl import SFTConfig, SFTTrainer
 from chattune.data import Prepared
 from chattune.data.store import IGNORED
 from chattune.device import Device
+from chattune.models.packing import prepare_packing
 from chattune.recipe import Recipe
 from chattune.run import ADAPTER, CHECKPOINTS, METRICS
-from chattune.tune.batches import length_groups
+from chattune.tune.batches import collate, packs
 from chattune.tune.checkpoint import COMPLETE, latest_checkpoint, step_of
 from chattune.tune.interrupt import Interruption
 from chattune.tune.loss import SupervisedLoss
@@ -31,6 +33,9 @@ from chattune.tune.progress import Watcher
 if TYPE_CHECKING:
     from peft import PeftModel
 
+log = logging.getLogger(__name__)
+
+_VALIDATED_AT_ONCE = 64
 # HF's "constant" leaves warm-up out without a word; every schedule of ours warms up.
 _SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
 
@@ -65,6 +70,7 @@ def train(
     device: Device,
     watcher: Watcher,
     *,
+    token_budget: int,
     checkpointing: bool,
 ) -> tuple[Result, int | None]:
     """Train the adapter in place, from the last checkpoint in `folder` if there is one.
@@ -78,7 +84,7 @@ def train(
         meter = _Meter()
         journal = _Journal(folder, watcher, interruption, meter)
         trainer = _Trainer(
-            token_budget=recipe.training.batch_size * recipe.data.max_length,
+            token_budget=token_budget,
             meter=meter,
             model=model,
             args=_arguments(
@@ -138,7 +144,7 @@ def _arguments(
         warmup_steps=math.ceil(training.warmup_ratio * steps),
         optim="adamw_torch",
         max_grad_norm=1.0,
-        bf16=device.bf16,
+        bf16=False,  # the frozen base is in bf16 itself; autocast would convert it each step
         use_cpu=device.kind == "cpu",
         gradient_checkpointing=checkpointing,
         max_length=None,  # prepare() has fitted every row
@@ -193,7 +199,7 @@ class _Meter:
 
 
 class _Trainer(SFTTrainer):  # type: ignore[misc]  # trl is untyped
-    """SFTTrainer with our loss, the same for training and validation.
+    """SFTTrainer with our layout and loss, the same for training and validation.
 
     TRL's computes the output layer for every token, padding too, and entropy and accuracy over the
     vocabulary: over half of a small model's step. And HF's validation averages the batches' means,
@@ -201,51 +207,78 @@ class _Trainer(SFTTrainer):  # type: ignore[misc]  # trl is untyped
     """
 
     def __init__(self, token_budget: int, meter: "_Meter", **arguments: Any) -> None:
-        super().__init__(**arguments)
-        self._nats = SupervisedLoss(self.model)
-        self._token_budget = token_budget
+        super().__init__(data_collator=collate, **arguments)
+        exact = prepare_packing(self.model)
+        if not exact:
+            log.warning("this architecture mixes conversations in a pack: each is computed alone")
+        self._nats = SupervisedLoss(self.model, packs=exact)
+        self._token_budget = token_budget if exact else 0
         self._meter = meter
 
-    def _autocast(self) -> torch.autocast:
-        """accelerate wraps the model's forward in its own, which the loss does not go through."""
-        kind = self.args.device.type
-        return torch.autocast(kind, dtype=torch.bfloat16, enabled=self.args.bf16)
-
     def training_step(self, model: Any, inputs: dict[str, Any], *_: Any) -> torch.Tensor:
-        """Forward and backward of a whole step, cut into passes by length.
+        """Forward and backward of a whole step, pack by pack.
 
         The loss is the mean over the step's supervised tokens, so 4 x 4 conversations equal 16 x 1.
+        Where memory runs out, the step is done again in smaller packs, and so are those after it.
         """
         model.train()
         inputs = self._prepare_inputs(inputs)
-        ids, labels, mask = (inputs[k] for k in ("input_ids", "labels", "attention_mask"))
-        supervised = (labels != IGNORED).sum()
-        total = torch.zeros((), device=ids.device)
-        lengths = mask.sum(dim=1).tolist()
-        self._meter.step_tokens = sum(lengths)
-        for rows in length_groups(lengths, self._token_budget):
-            width = lengths[rows[0]]
-            with self._autocast():
-                nats = self._nats(ids[rows, :width], labels[rows, :width], mask[rows, :width])
+        self._meter.step_tokens = sum(inputs["lengths"])
+        random = torch.get_rng_state()
+        while True:
+            try:
+                return self._whole_step(inputs)
+            except RuntimeError as error:
+                if not _out_of_memory(error) or self._token_budget <= min(inputs["lengths"]):
+                    raise
+            model.zero_grad()
+            torch.set_rng_state(random)
+            self._token_budget //= 2
+            log.warning("out of memory: going on in packs of %d tokens", self._token_budget)
+            if self.args.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _whole_step(self, inputs: dict[str, Any]) -> torch.Tensor:
+        supervised = (inputs["labels"] != IGNORED).sum()
+        total = torch.zeros((), device=self.args.device)
+        for ids, labels, lengths in self._packs(inputs):
+            nats = self._nats(ids, labels, lengths)
             self.accelerator.backward(nats / supervised)
             total += nats.detach() / supervised
         return total
 
+    def _packs(
+        self, inputs: dict[str, Any]
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, list[int]]]:
+        lengths = inputs["lengths"]
+        ids, labels = (inputs[k].split(lengths, dim=1) for k in ("input_ids", "labels"))
+        for pack in packs(lengths, self._token_budget):
+            yield (
+                torch.cat([ids[i] for i in pack], dim=1),
+                torch.cat([labels[i] for i in pack], dim=1),
+                [lengths[i] for i in pack],
+            )
+
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Validation loss in nats a supervised token, each conversation alone, so unpadded."""
+        """Validation loss in nats a supervised token, over all of them alike."""
         self.model.eval()
         nats, tokens = 0.0, 0
-        with torch.no_grad(), self._autocast():
-            for row in self.eval_dataset:
-                ids, labels = (
-                    torch.tensor([row[k]], device=self.args.device) for k in ("input_ids", "labels")
-                )
-                nats += float(self._nats(ids, labels))
-                tokens += int((labels != IGNORED).sum())
+        with torch.no_grad():
+            rows = self.eval_dataset
+            for start in range(0, len(rows), _VALIDATED_AT_ONCE):
+                some = range(start, min(start + _VALIDATED_AT_ONCE, len(rows)))
+                inputs = self._prepare_inputs(collate([rows[i] for i in some]))
+                tokens += int((inputs["labels"] != IGNORED).sum())
+                nats += sum(float(self._nats(*pack)) for pack in self._packs(inputs))
         metrics = {"eval_loss": nats / tokens}
         self.log(dict(metrics))
         self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    """CUDA has a class for it, the CPU's allocator a sentence."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 class _Journal(TrainerCallback):  # type: ignore[misc]  # transformers' callbacks are untyped

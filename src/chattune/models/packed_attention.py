@@ -1,0 +1,147 @@
+"""Causal attention over conversations laid end to end: each sees itself alone, at its own cost.
+
+PyTorch's fused kernel takes no packing on a CPU, and its backward pass there runs at a tenth of
+the matrix rate. Here the scores are made block by block with plain matrix products (the keys of a
+block end at its last query, and begin where a local layer's window does), so no masked block is
+computed. Scores are in fp32, as in transformers' GPT-Neo; probabilities are kept for the backward
+pass in the weights' dtype.
+"""
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+_BLOCK = 128  # queries; a block of scores (12 heads, 512 keys) then stays in the cache
+
+
+def packed_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    lengths: Sequence[int],
+    heads: int,
+    window: int | None = None,
+    scale: float = 1.0,
+) -> torch.Tensor:
+    """Attention of a pack: query, key, value and result are (tokens, hidden).
+
+    `lengths` are the conversations' tokens, in order. With a `window` a token sees itself and the
+    `window` - 1 tokens before it.
+    """
+    if query.is_cuda:
+        return _varlen(query, key, value, lengths, heads, window, scale)
+    out: torch.Tensor = _Blockwise.apply(  # type: ignore[no-untyped-call]
+        query, key, value, lengths, heads, window, scale
+    )
+    return out
+
+
+class _Blockwise(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        lengths: Sequence[int],
+        heads: int,
+        window: int | None,
+        scale: float,
+    ) -> torch.Tensor:
+        result = torch.empty_like(query)
+        kept: list[torch.Tensor] = []
+        grows = any(ctx.needs_input_grad[:3])
+        for q, k, v, out in _conversations(lengths, heads, query, key, value, result):
+            q_wide, k_wide = q.float() * scale if scale != 1 else q.float(), k.float()
+            for rows, columns in _blocks(q.shape[1], window):
+                scores = torch.bmm(q_wide[:, rows], k_wide[:, columns].transpose(1, 2))
+                scores += _mask(rows.stop - rows.start, columns, rows.start, window, q.device)
+                odds = torch.softmax(scores, -1).to(v.dtype)
+                out[:, rows] = torch.bmm(odds, v[:, columns])
+                if grows:
+                    kept.append(odds)
+        ctx.save_for_backward(query, key, value, *kept)
+        ctx.layout = lengths, heads, window, scale
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        query, key, value, *kept = ctx.saved_tensors
+        lengths, heads, window, scale = ctx.layout
+        grads = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
+        every_odds = iter(kept)
+        for q, k, v, g, dq, dk, dv in _conversations(
+            lengths, heads, query, key, value, grad, *grads
+        ):
+            for rows, columns in _blocks(q.shape[1], window):
+                odds, g_rows = next(every_odds), g[:, rows]
+                dv[:, columns].baddbmm_(odds.transpose(1, 2), g_rows)
+                d_odds = torch.bmm(g_rows, v[:, columns].transpose(1, 2))
+                d_scores = torch._softmax_backward_data(d_odds, odds, -1, odds.dtype)
+                if scale != 1:
+                    d_scores *= scale
+                dq[:, rows] = torch.bmm(d_scores, k[:, columns])
+                dk[:, columns].baddbmm_(d_scores.transpose(1, 2), q[:, rows])
+        return *grads, None, None, None, None
+
+
+def _conversations(
+    lengths: Sequence[int], heads: int, *packs: torch.Tensor
+) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Each conversation's views (heads, tokens, head) of packs (tokens, hidden)."""
+    for pieces in zip(*(torch.split(pack, list(lengths)) for pack in packs), strict=True):
+        yield tuple(p.view(len(p), heads, -1).transpose(0, 1) for p in pieces)
+
+
+def _blocks(length: int, window: int | None) -> Iterator[tuple[slice, slice]]:
+    """Query rows with the key columns that they may see."""
+    for start in range(0, length, _BLOCK):
+        stop = min(start + _BLOCK, length)
+        yield slice(start, stop), slice(0 if window is None else max(0, start - window + 1), stop)
+
+
+def _mask(
+    rows: int, columns: slice, start: int, window: int | None, device: torch.device
+) -> torch.Tensor:
+    return _band(rows, columns.stop - columns.start, start - columns.start, window, device)
+
+
+@functools.lru_cache(maxsize=256)
+def _band(
+    rows: int, columns: int, shift: int, window: int | None, device: torch.device
+) -> torch.Tensor:
+    """0 where row i may see column j (0 <= i + shift - j < window), minus infinity elsewhere."""
+    back = torch.arange(rows)[:, None] + shift - torch.arange(columns)
+    seen = (back >= 0) & (back < (window or columns + rows))
+    return torch.where(seen, 0.0, float("-inf")).to(device)
+
+
+def _varlen(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    lengths: Sequence[int],
+    heads: int,
+    window: int | None,
+    scale: float,
+) -> torch.Tensor:
+    """FlashAttention over a pack on CUDA (torch >= 2.12); half precision only."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    edges = torch.tensor([0, *lengths]).cumsum(0).to(query.device, torch.int32)
+    q, k, v = (x.view(len(x), heads, -1) for x in (query, key, value))
+    out = varlen_attn(
+        q,
+        k,
+        v,
+        edges,
+        edges,
+        max(lengths),
+        max(lengths),
+        scale=scale,
+        window_size=(-1 if window is None else window - 1, 0),
+    )
+    assert isinstance(out, torch.Tensor)
+    return out.flatten(1)

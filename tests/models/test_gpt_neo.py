@@ -1,0 +1,136 @@
+"""The fast path computes what transformers' eager GPT-Neo computes, alone and packed."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import GPTNeoConfig, GPTNeoForCausalLM
+
+from chattune.models.packing import positions_of, prepare_packing
+from chattune.models.verify import relative_difference
+
+LENGTHS = [1, 255, 256, 257, 512, 2048]
+BOUND = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+
+
+@pytest.fixture(scope="module")
+def eager() -> Any:
+    """Two layers (global, local) with GPT-Neo's own window and an adapter that does something."""
+    torch.manual_seed(0)
+    model = GPTNeoForCausalLM(
+        GPTNeoConfig(
+            vocab_size=131, hidden_size=64, num_layers=2, num_heads=4, window_size=256,
+            attention_types=[[["global", "local"], 1]], max_position_embeddings=2048,
+            bos_token_id=0, eos_token_id=0,
+        )
+    )  # fmt: skip
+    adapted = get_peft_model(
+        model, LoraConfig(r=4, target_modules=["q_proj", "v_proj", "c_fc", "c_proj"])
+    )
+    with torch.no_grad():
+        for name, weight in adapted.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.05)
+            elif "wpe" in name or "wte" in name:
+                weight.mul_(5)
+    return adapted.eval()
+
+
+def fast(model: Any, dtype: torch.dtype) -> Any:
+    """A copy with the base in `dtype` and the adapter in fp32, on the fast path."""
+    quick = copy.deepcopy(model)
+    for name, weight in quick.named_parameters():
+        if "lora_" not in name:
+            weight.data = weight.data.to(dtype)
+    assert prepare_packing(quick)
+    return quick
+
+
+def tokens(length: int) -> torch.Tensor:
+    return torch.randint(131, (1, length), generator=torch.Generator().manual_seed(length))
+
+
+def outcome(model: Any, ids: torch.Tensor, **given: Any) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Logits, and the adapter's gradients of a loss that every logit takes part in."""
+    model.zero_grad()
+    logits = model(ids, use_cache=False, **given).logits.float()
+    weights = torch.linspace(-1, 1, logits.numel()).view_as(logits).sin()
+    (logits * weights).sum().backward()
+    grads = [w.grad.clone() for n, w in model.named_parameters() if "lora_" in n]
+    return logits.detach(), grads
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("length", LENGTHS)
+def test_logits_and_adapter_gradients_equal_eager(
+    eager: Any, length: int, dtype: torch.dtype
+) -> None:
+    ids = tokens(length)
+    reference = copy.deepcopy(eager)
+    if dtype == torch.bfloat16:  # the rounded weights, computed in fp32
+        for name, weight in reference.named_parameters():
+            if "lora_" not in name:
+                weight.data = weight.data.bfloat16().float()
+    expected, grads = outcome(reference, ids)
+    got, got_grads = outcome(
+        fast(eager, dtype), ids, position_ids=positions_of([length], ids.device)
+    )
+    assert relative_difference(expected, got) <= BOUND[dtype]
+    scale = max(float(g.abs().max()) for g in grads)
+    for theirs, ours in zip(grads, got_grads, strict=True):
+        assert float((theirs - ours).abs().max()) <= BOUND[dtype] * scale
+
+
+@pytest.mark.parametrize("lengths", [[1, 1], [255, 257, 3], [600, 1, 40, 256]], ids=str)
+def test_a_pack_equals_its_conversations_one_by_one(eager: Any, lengths: list[int]) -> None:
+    quick = fast(eager, torch.float32)
+    ids = tokens(sum(lengths))
+    with torch.no_grad():
+        packed = quick(ids, position_ids=positions_of(lengths, ids.device), use_cache=False).logits[
+            0
+        ]
+        alone = torch.cat([eager(part).logits[0] for part in ids.split(lengths, dim=1)])
+    assert relative_difference(alone, packed) <= 1e-5
+
+
+def test_calls_that_are_no_pack_go_on_as_before(eager: Any) -> None:
+    """A padded batch, and generate with its cache: what peft and TRL do with the model."""
+    quick = fast(eager, torch.float32)
+    ids = torch.cat([tokens(20), tokens(20).flip(1)])
+    mask = torch.ones_like(ids)
+    mask[1, :5] = 0
+    with torch.no_grad():
+        theirs, ours = (m(ids, attention_mask=mask).logits[mask == 1] for m in (eager, quick))
+    assert relative_difference(theirs, ours) <= 1e-5
+    options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
+    assert torch.equal(eager.generate(tokens(9), **options), quick.generate(tokens(9), **options))
+
+
+def test_dropout_keeps_the_mean_and_differs_from_call_to_call(eager: Any) -> None:
+    model = copy.deepcopy(eager)
+    for module in model.modules():
+        if hasattr(module, "lora_dropout") and "default" in module.lora_dropout:
+            module.lora_dropout["default"] = torch.nn.Dropout(0.5)
+    quick = fast(model, torch.float32).train()
+    layer = quick.base_model.model.transformer.h[0].mlp.c_fc
+    x = torch.ones(1, 64, requires_grad=True)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        drawn = torch.stack([layer(x) for _ in range(4000)])
+        plain = layer.eval()(x)
+    assert drawn.std(dim=0).min() > 0
+    spread = drawn.std(dim=0) / 4000**0.5
+    assert ((drawn.mean(dim=0) - plain).abs() < 5 * spread).all()
+    # And the gradient is that of the very mask that was drawn.
+    layer.train()
+    torch.manual_seed(2)
+    layer(x).sum().backward()
+    step = torch.zeros_like(x)
+    step[0, 3] = 1.0
+    torch.manual_seed(2)
+    before = layer(x).sum()
+    torch.manual_seed(2)
+    after = layer(x + step).sum()
+    assert (after - before).item() == pytest.approx(float(x.grad[0, 3]), rel=1e-3, abs=1e-4)
