@@ -23,7 +23,7 @@ CORE = {"errors", "conversation", "recipe", "template", "run", "device", "base",
 MAY_IMPORT: dict[str, set[str]] = {
     "data": set(),
     "models": set(),
-    "generate": set(),
+    "generate": {"models"},
     "starter": set(),
     "doctor": set(),
     "tune": {"data", "models", "generate"},

@@ -48,6 +48,13 @@ SkipBadRows = Annotated[
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 Host = Annotated[str, typer.Option(help="Address to listen on; the default is this machine only.")]
+EngineName = Annotated[
+    str, typer.Option("--engine", metavar="auto|fast|reference", help="What writes the replies.")
+]
+Quantize = Annotated[
+    str,
+    typer.Option(metavar="auto|none|int8", help="Round the weights: smaller, and faster on a CPU."),
+]
 Port = Annotated[int | None, typer.Option(help="Port; by default the first free from 7860.")]
 
 
@@ -129,12 +136,14 @@ def chat(
     ] = None,
     system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same reply.")] = None,
+    engine: EngineName = "auto",
+    quantize: Quantize = "auto",
 ) -> None:
     """Talk to a run or a model in the terminal; /help lists the commands there."""
     from chattune.chat import Chatbot
     from chattune.chat.terminal import talk
 
-    bot = Chatbot.load(run_or_model, system=system)
+    bot = Chatbot.load(run_or_model, system=system, engine=engine, quantize=quantize)
     bot.decoding = bot.decoding.but(seed=seed)
     if prompt is None:
         talk(bot, _console())
@@ -143,11 +152,18 @@ def chat(
 
 
 @app.command()
-def serve(run_or_model: RunOrModel, host: Host = "127.0.0.1", port: Port = None) -> None:
+def serve(
+    run_or_model: RunOrModel,
+    host: Host = "127.0.0.1",
+    port: Port = None,
+    engine: EngineName = "auto",
+    quantize: Quantize = "auto",
+) -> None:
     """Open a chat page for a run or a model on this machine."""
     from chattune.chat import Chatbot
 
-    bot = Chatbot.load(run_or_model)  # first: importing Gradio takes longer than a wrong path
+    # First, for importing Gradio takes longer than noticing a wrong path.
+    bot = Chatbot.load(run_or_model, engine=engine, quantize=quantize)
     from chattune.serve import serve_page
 
     serve_page(bot, title=Path(run_or_model).name, host=host, port=port)
@@ -201,6 +217,7 @@ def quickstart(
     os.environ["HF_HUB_OFFLINE"] = "1"  # read by the Hub's client when it is imported, below
     from chattune.chat import Chatbot
     from chattune.device import find_device
+    from chattune.generate import Decoding
     from chattune.models import load
     from chattune.run import MANIFEST, Run
     from chattune.starter import QUESTIONS
@@ -218,18 +235,16 @@ def quickstart(
         _note("tuning the embedded base on the embedded conversations")
         run = _tune(chosen, output, resume=(output / "recipe.yaml").is_file())
     loaded = load(run.folder, find_device())
-    bot = Chatbot.from_loaded(loaded)
     questions = [[q] for q in QUESTIONS]
-    rows = sample_replies(
-        loaded.model, loaded.template, questions, bot.decoding.but(max_new_tokens=64)
+    _print_samples(
+        sample_replies(loaded.model, loaded.template, questions, Decoding(max_new_tokens=64))
     )
-    _print_samples(rows)
     if no_ui:
         _note(f"talk to it: chattune chat {output}")
         return
     from chattune.serve import serve_page
 
-    serve_page(bot, title="chattune starter")
+    serve_page(Chatbot.load(run.folder), title="chattune starter")
 
 
 def main() -> None:

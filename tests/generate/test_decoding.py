@@ -11,11 +11,15 @@ from chattune.generate import Decoding
 
 def test_defaults_are_the_studys() -> None:
     assert Decoding().model_dump() == {
+        "do_sample": True,
         "temperature": 0.9,
         "top_k": 30,
         "top_p": 0.95,
+        "min_p": 0.0,
         "max_new_tokens": 256,
         "repetition_penalty": 1.0,
+        "no_repeat_ngram": 0,
+        "stop": (),
         "seed": None,
     }
 

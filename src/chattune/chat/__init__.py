@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from chattune.chat.window import fit_prompt
 from chattune.conversation import Message
@@ -10,9 +10,6 @@ from chattune.errors import ChatError
 from chattune.generate import Decoding, Engine
 from chattune.generate.finish import Reply, read_reply
 from chattune.template import Template
-
-if TYPE_CHECKING:
-    from chattune.models import Loaded
 
 __all__ = ["Chatbot", "Reply"]
 
@@ -40,20 +37,19 @@ class Chatbot:
         self.messages = list(messages)
 
     @classmethod
-    def load(cls, run_or_model: str | Path, *, system: str | None = None) -> Self:
-        """Load a run folder, a model folder, a Hub id or `starter`, on the device that is there."""
-        from chattune.device import find_device
-        from chattune.models import load
+    def load(
+        cls,
+        run_or_model: str | Path,
+        *,
+        system: str | None = None,
+        engine: str = "auto",
+        quantize: str = "auto",
+    ) -> Self:
+        """Load a run folder, a model folder, a Hub id or `starter`; see load_engine."""
+        from chattune.generate.load import load_engine
 
-        return cls.from_loaded(load(run_or_model, find_device()), system=system)
-
-    @classmethod
-    def from_loaded(cls, loaded: "Loaded", *, system: str | None = None) -> Self:
-        """Talk to a model that is in memory already."""
-        from chattune.generate.reference import ReferenceEngine
-
-        engine = ReferenceEngine(loaded.model, loaded.template.end_ids)
-        return cls(engine, loaded.template, loaded.positions, system=system)
+        loaded = load_engine(run_or_model, engine=engine, quantize=quantize)
+        return cls(loaded.engine, loaded.template, loaded.positions, system=system)
 
     def fresh(self, *, system: str | None = None, messages: Sequence[Message] = ()) -> "Chatbot":
         """Another conversation with the same model."""
@@ -94,7 +90,7 @@ class Chatbot:
         tokens = self.engine.generate([prompt], decoding.but(max_new_tokens=room))
         said = ""
         try:
-            for piece in read_reply((token for _, token in tokens), self.template):
+            for piece in read_reply((t for _, t in tokens), self.template, decoding.stop):
                 if isinstance(piece, str):
                     said += piece
                 yield piece

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import (
     LogitsProcessorList,
+    MinPLogitsWarper,
+    NoRepeatNGramLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -22,8 +24,6 @@ from chattune.generate.decoding import Decoding
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
-
-_GREEDY = 1e-4  # logits over a temperature below this leave fp32's range; greedy is its limit
 
 
 class ReferenceEngine:
@@ -61,21 +61,26 @@ class ReferenceEngine:
 
 
 def _processors(decoding: Decoding) -> LogitsProcessorList:
-    """In the order of `model.generate`: penalty, temperature, top-k, top-p."""
+    """In the order of `model.generate`."""
     chosen = LogitsProcessorList()
     if decoding.repetition_penalty != 1:
         chosen.append(RepetitionPenaltyLogitsProcessor(decoding.repetition_penalty))
-    if decoding.temperature > _GREEDY:
-        chosen.append(TemperatureLogitsWarper(decoding.temperature))
-        if decoding.top_k > 0:
-            chosen.append(TopKLogitsWarper(decoding.top_k))
-        if decoding.top_p < 1:
-            chosen.append(TopPLogitsWarper(decoding.top_p))
+    if decoding.no_repeat_ngram:
+        chosen.append(NoRepeatNGramLogitsProcessor(decoding.no_repeat_ngram))
+    if decoding.greedy:
+        return chosen
+    chosen.append(TemperatureLogitsWarper(decoding.temperature))
+    if decoding.top_k > 0:
+        chosen.append(TopKLogitsWarper(decoding.top_k))
+    if decoding.top_p < 1:
+        chosen.append(TopPLogitsWarper(decoding.top_p))
+    if decoding.min_p > 0:
+        chosen.append(MinPLogitsWarper(decoding.min_p))
     return chosen
 
 
 def _draw(scores: torch.Tensor, decoding: Decoding, random: torch.Generator) -> torch.Tensor:
-    if decoding.temperature <= _GREEDY:
+    if decoding.greedy:
         return scores.argmax(dim=-1, keepdim=True)
     # Drawn on the CPU: a seed then gives the same numbers on every device.
     return torch.multinomial(scores.softmax(dim=-1).cpu(), 1, generator=random)

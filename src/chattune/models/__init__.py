@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-__all__ = ["Loaded", "load", "load_adapted", "load_base", "shape_of"]
+__all__ = ["Loaded", "find", "load", "load_adapted", "load_base", "positions", "shape_of"]
 
 
 @dataclass(frozen=True)
@@ -31,20 +31,26 @@ class Loaded:
     positions: int
 
 
-def load(run_or_model: str | Path, device: Device) -> Loaded:
-    """Load a finished run, or any base by folder, Hub id or `starter`.
+def find(run_or_model: str | Path) -> tuple[Base, Run | None]:
+    """A finished run with its base, or any base by folder, Hub id or `starter`.
 
     Raises RunError or BaseError for what is missing, damaged or refused.
     """
     name = str(run_or_model)
-    if name != STARTER and is_run(name):
-        run = Run.open(name)
-        base = find_base(run.recipe.base)
-        _refuse_other_base(run, base)
-        model = load_adapted(run.folder, base, device)
-        return Loaded(name, model, Template.load(run.folder), _positions(base))
-    base = find_base(name)
-    return Loaded(name, load_base(base, device), Template.load(base.folder), _positions(base))
+    if name == STARTER or not is_run(name):
+        return find_base(name), None
+    run = Run.open(name)
+    base = find_base(run.recipe.base)
+    _refuse_other_base(run, base)
+    return base, run
+
+
+def load(run_or_model: str | Path, device: Device) -> Loaded:
+    """Load what `find` finds as transformers' modules, in fp32."""
+    base, run = find(run_or_model)
+    model = load_adapted(run.folder, base, device) if run else load_base(base, device)
+    template = Template.load(run.folder if run else base.folder)
+    return Loaded(str(run_or_model), model, template, positions(base))
 
 
 def load_base(base: Base, device: Device, dtype: "torch.dtype | None" = None) -> "PreTrainedModel":
@@ -104,7 +110,8 @@ def shape_of(base: Base) -> "PreTrainedModel":
     return model
 
 
-def _positions(base: Base) -> int:
+def positions(base: Base) -> int:
+    """Tokens that a base can see at once; a guess where its config does not say."""
     return base.positions or 2048
 
 

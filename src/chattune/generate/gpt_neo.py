@@ -1,0 +1,232 @@
+"""GPT-Neo's forward pass with a static cache, for decoding.
+
+The residual stream, attention and the cache are in fp32, the matrices in what the weights were
+rounded to. PyTorch's attention for one query is eight times as fast on fp32 keys as on bf16 ones
+on a CPU. Local layers keep only their window, and room behind it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn.functional import embedding, gelu, layer_norm, scaled_dot_product_attention
+
+from chattune.generate.matrix import Matrix, matrix
+from chattune.models.gpt_neo_weights import GptNeoWeights
+
+_CHUNK = 512  # tokens of a prompt computed at once
+_SLACK = 64  # tokens before the window that a local layer keeps, for prompts that go back a little
+
+
+@dataclass(frozen=True)
+class _Layer:
+    ln_1: tuple[torch.Tensor, torch.Tensor]
+    qkv: Matrix
+    out: Matrix
+    out_bias: torch.Tensor
+    ln_2: tuple[torch.Tensor, torch.Tensor]
+    fc: Matrix
+    fc_bias: torch.Tensor
+    proj: Matrix
+    proj_bias: torch.Tensor
+    local: bool
+    keys: torch.Tensor  # (slots, heads, room, head), as `values`
+    values: torch.Tensor
+
+
+class GptNeo:
+    """A model with one cache row per slot. Every method is called under inference mode."""
+
+    def __init__(self, weights: GptNeoWeights, slots: int, *, bf16: bool) -> None:
+        t = weights.tensors
+        self._bf16 = bf16
+        self._wte, self._wpe = t["wte"], t["wpe"]
+        self._head, self._mean = matrix(t, "head", bf16=bf16), t["head.mean"]
+        self._ln_f = t["ln_f"], t["ln_f.bias"]
+        self._heads, self._width = weights.heads, self._wte.shape[1]
+        self._window, self._epsilon = weights.window, weights.epsilon
+        self._dtype = torch.float32 if weights.precision == "fp32" else torch.bfloat16
+        self.positions = weights.positions
+        self._kept = self._window + _SLACK  # tokens that a local layer keeps when it makes room
+        # Position of the first token in a slot's local layers.
+        self._start = [0] * slots
+        self._layers = [self._layer(weights, i, slots) for i in range(weights.layers)]
+        self._locals = [layer for layer in self._layers if layer.local]
+
+    def _layer(self, weights: GptNeoWeights, i: int, slots: int) -> _Layer:
+        t, local = weights.tensors, weights.local[i]
+        room = min(self._kept + _CHUNK, self.positions) if local else self.positions
+        # Zeros, lazily: the system gives memory to what is written first.
+        shape = slots, self._heads, room, self._width // self._heads
+        keys, values = (torch.zeros(shape, device=self._wte.device) for _ in range(2))
+        compute = self._dtype
+        return _Layer(
+            ln_1=(t[f"{i}.ln_1"], t[f"{i}.ln_1.bias"]),
+            qkv=matrix(t, f"{i}.qkv", bf16=self._bf16),
+            out=matrix(t, f"{i}.out", bf16=self._bf16),
+            out_bias=t[f"{i}.out.bias"],
+            ln_2=(t[f"{i}.ln_2"], t[f"{i}.ln_2.bias"]),
+            fc=matrix(t, f"{i}.fc", bf16=self._bf16),
+            fc_bias=t[f"{i}.fc.bias"].to(compute),
+            proj=matrix(t, f"{i}.proj", bf16=self._bf16),
+            proj_bias=t[f"{i}.proj.bias"],
+            local=local,
+            keys=keys,
+            values=values,
+        )
+
+    def rewind(self, slot: int, length: int) -> int:
+        """How many of a slot's first `length` tokens can be gone on from: all, or none."""
+        start = self._start[slot]
+        if start > 0 and length - self._window + 1 < start:
+            length = 0  # a local layer has dropped what the next token would look at
+        if length == 0:
+            self._start[slot] = 0
+        return length
+
+    def prefill(self, slot: int, tokens: Sequence[int], start: int) -> torch.Tensor:
+        """Put tokens into a slot from position `start` on; fp32 logits (vocabulary) of the last."""
+        for i in range(0, len(tokens), _CHUNK):
+            h = self._prefill(slot, tokens[i : i + _CHUNK], start + i)
+        return self._logits(h[-1:])[0]
+
+    def decode(
+        self, slots: Sequence[int], tokens: Sequence[int], lengths: Sequence[int]
+    ) -> torch.Tensor:
+        """One token more in each slot, which holds so many; fp32 logits (slots, vocabulary)."""
+        for slot, length in zip(slots, lengths, strict=True):
+            self._make_room(slot, length, 1)
+        h = self._embed(tokens, lengths)
+        attend = _Step(slots, lengths, [self._start[s] for s in slots], self._window, h.device)
+        for layer in self._layers:
+            q, k, v = self._project(layer, h)
+            h = self._finish(layer, h, attend(layer, q, k, v))
+        return self._logits(h)
+
+    def _prefill(self, slot: int, tokens: Sequence[int], start: int) -> torch.Tensor:
+        count, stop = len(tokens), start + len(tokens)
+        self._make_room(slot, start, count)
+        h = self._embed(tokens, range(start, stop))
+        back = torch.arange(start, stop)[:, None] - torch.arange(stop)
+        seen = (back >= 0).to(h.device)
+        near = seen & (back < self._window).to(h.device)
+        for layer in self._layers:
+            q, k, v = self._project(layer, h)
+            first = self._start[slot] if layer.local else 0
+            low = max(first, start - self._window + 1) if layer.local else 0
+            layer.keys[slot, :, start - first : stop - first] = k.transpose(0, 1)
+            layer.values[slot, :, start - first : stop - first] = v.transpose(0, 1)
+            cached = slice(low - first, stop - first)
+            mixed = scaled_dot_product_attention(
+                q.transpose(0, 1)[None],
+                layer.keys[None, slot, :, cached],
+                layer.values[None, slot, :, cached],
+                attn_mask=(near if layer.local else seen)[:, low:],
+                scale=1.0,
+            )
+            h = self._finish(layer, h, mixed[0].transpose(0, 1))
+        return h
+
+    def _make_room(self, slot: int, length: int, count: int) -> None:
+        """Move a slot's local caches to the front where `count` more tokens would not fit."""
+        if not self._locals:
+            return
+        start = self._start[slot]
+        if length - start + count <= self._locals[0].keys.shape[2]:
+            return
+        first = max(start, length - self._kept)
+        for layer in self._locals:
+            for cache in (layer.keys, layer.values):
+                kept = cache[slot, :, first - start : length - start].clone()
+                cache[slot, :, : length - first] = kept
+        self._start[slot] = first
+
+    def _embed(self, tokens: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
+        device = self._wte.device
+        return (
+            embedding(torch.tensor(tokens, device=device), self._wte).float()
+            + embedding(torch.tensor(list(positions), device=device), self._wpe).float()
+        )
+
+    def _project(self, layer: _Layer, h: torch.Tensor) -> Any:
+        """Query, key and value, each (tokens, heads, head) in fp32."""
+        x = layer_norm(h, (self._width,), *layer.ln_1, self._epsilon).to(self._dtype)
+        return layer.qkv(x).float().view(len(h), 3, self._heads, -1).unbind(1)
+
+    def _finish(self, layer: _Layer, h: torch.Tensor, mixed: torch.Tensor) -> torch.Tensor:
+        """The rest of the block, given what attention mixed (tokens, heads, head)."""
+        out = layer.out(mixed.reshape(len(h), -1).to(self._dtype))
+        h = h.add_(out).add_(layer.out_bias)
+        x = layer_norm(h, (self._width,), *layer.ln_2, self._epsilon).to(self._dtype)
+        inner = gelu(layer.fc(x).add_(layer.fc_bias), approximate="tanh")
+        return h.add_(layer.proj(inner)).add_(layer.proj_bias)
+
+    def _logits(self, h: torch.Tensor) -> torch.Tensor:
+        x = layer_norm(h, (self._width,), *self._ln_f, self._epsilon)
+        return self._head(x.to(self._dtype)).float().add_((x @ self._mean)[:, None])
+
+
+class _Step:
+    """Attention of one new token in each of some slots."""
+
+    def __init__(
+        self,
+        slots: Sequence[int],
+        lengths: Sequence[int],
+        starts: Sequence[int],
+        window: int,
+        device: torch.device,
+    ) -> None:
+        self._slots, self._one = list(slots), len(slots) == 1
+        self._rows = torch.tensor(self._slots, device=device)
+        self._together = self._slots == list(range(slots[0], slots[0] + len(slots)))
+        ends = {False: list(lengths), True: [n - s for n, s in zip(lengths, starts, strict=True)]}
+        self._at = {local: torch.tensor(e, device=device) for local, e in ends.items()}
+        lows = {False: [0] * len(slots), True: [max(0, e - window + 1) for e in ends[True]]}
+        self._ranges = {
+            local: [slice(a, b + 1) for a, b in zip(lows[local], ends[local], strict=True)]
+            for local in (False, True)
+        }
+        self._span, self._mask = {}, {}
+        for local, ranges in self._ranges.items():
+            low, high = min(r.start for r in ranges), max(r.stop for r in ranges)
+            self._span[local] = slice(low, high)
+            if not self._one and self._together:
+                places = torch.arange(low, high)
+                edges = torch.tensor([[r.start, r.stop] for r in ranges])
+                seen = (places >= edges[:, :1]) & (places < edges[:, 1:])
+                self._mask[local] = torch.where(seen, 0.0, -torch.inf)[:, None, None].to(device)
+
+    def __call__(
+        self, layer: _Layer, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+    ) -> torch.Tensor:
+        """Write k and v into the cache; q, k, v and the result are (slots, heads, head)."""
+        local = layer.local
+        if self._one:
+            slot, here = self._slots[0], self._ranges[local][0]
+            layer.keys[slot, :, here.stop - 1] = k[0]
+            layer.values[slot, :, here.stop - 1] = v[0]
+            return _attend(q[0], layer.keys[slot, :, here], layer.values[slot, :, here])[None]
+        layer.keys[self._rows, :, self._at[local]] = k
+        layer.values[self._rows, :, self._at[local]] = v
+        if self._together:
+            slots, span = slice(self._slots[0], self._slots[-1] + 1), self._span[local]
+            return scaled_dot_product_attention(
+                q[:, :, None],
+                layer.keys[slots, :, span],
+                layer.values[slots, :, span],
+                attn_mask=self._mask[local],
+                scale=1.0,
+            )[:, :, 0]
+        return torch.stack(
+            [
+                _attend(query, layer.keys[slot, :, here], layer.values[slot, :, here])
+                for query, slot, here in zip(q, self._slots, self._ranges[local], strict=True)
+            ]
+        )
+
+
+def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """One query: q (heads, head), k and v (heads, keys, head)."""
+    return scaled_dot_product_attention(q[None, :, None], k[None], v[None], scale=1.0)[0, :, 0]

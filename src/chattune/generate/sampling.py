@@ -1,0 +1,93 @@
+"""The next token from a row of logits, as transformers' logits processors would have it.
+
+A vocabulary of 50,000 is never sorted where a few hundred of its likeliest tokens decide.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from chattune.generate.decoding import Decoding
+
+_LIKELIEST = 256  # looked at first where no top_k says how many matter
+
+
+def next_token(
+    logits: torch.Tensor, decoding: Decoding, history: Sequence[int], uniform: float
+) -> int:
+    """Draw from logits (vocabulary), fp32, after `history` (prompt and reply so far).
+
+    `uniform` is a random number in [0, 1).
+    """
+    logits = _penalised(logits, decoding, history)
+    if decoding.greedy:
+        return int(logits.argmax())
+    ids, odds = candidates(logits, decoding)
+    reached = odds.cumsum(0)
+    index = int(torch.searchsorted(reached, uniform * float(reached[-1]), right=True))
+    return int(ids[min(index, len(ids) - 1)])
+
+
+def candidates(logits: torch.Tensor, decoding: Decoding) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids that temperature, top_k, top_p and min_p leave, likeliest first, and their odds.
+
+    The odds, in fp64, sum to one; with all filters off the ids are the whole vocabulary, in order.
+    """
+    scores, ids, mass = _likeliest(logits, decoding)
+    odds = (scores.double() / decoding.temperature - mass).exp()
+    if decoding.top_p < 1:
+        before = odds.cumsum(0) - odds
+        odds = odds[: max(1, int((before < decoding.top_p).sum()))]
+    if decoding.min_p > 0:
+        odds = odds[odds >= decoding.min_p * odds[0]]
+    return ids[: len(odds)], odds / odds.sum()
+
+
+def _likeliest(
+    logits: torch.Tensor, decoding: Decoding
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Scores and ids of all that may be kept, best first, and the log of the mass they count in."""
+    size, k = len(logits), decoding.top_k
+    everything = torch.arange(size, device=logits.device)
+    if 0 < k < size:
+        scores, ids = logits.topk(min(size, 2 * k))
+        if scores[-1] == scores[k - 1]:  # transformers keeps all ties of the last
+            tied = logits >= scores[k - 1]
+            scores, ids = _sorted(logits[tied], everything[tied])
+        kept = scores >= scores[k - 1]
+        return scores[kept], ids[kept], _mass(scores[kept], decoding)
+    mass = _mass(logits, decoding)
+    if decoding.top_p == 1 and decoding.min_p == 0:
+        return logits, everything, mass
+    if size > _LIKELIEST:
+        scores, ids = logits.topk(_LIKELIEST)
+        odds = (scores.double() / decoding.temperature - mass).exp()
+        if odds.sum() >= decoding.top_p or odds[-1] < decoding.min_p * odds[0]:
+            return scores, ids, mass
+    return *_sorted(logits, everything), mass
+
+
+def _mass(scores: torch.Tensor, decoding: Decoding) -> torch.Tensor:
+    return (scores.double() / decoding.temperature).logsumexp(0)
+
+
+def _sorted(scores: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    scores, order = scores.sort(descending=True, stable=True)
+    return scores, ids[order]
+
+
+def _penalised(logits: torch.Tensor, decoding: Decoding, history: Sequence[int]) -> torch.Tensor:
+    penalty, n = decoding.repetition_penalty, decoding.no_repeat_ngram
+    if penalty == 1 and n == 0:
+        return logits
+    logits = logits.clone()
+    if penalty != 1:
+        seen = torch.tensor(sorted(set(history)), device=logits.device)
+        scores = logits[seen]
+        logits[seen] = torch.where(scores < 0, scores * penalty, scores / penalty)
+    if n and len(history) >= n:
+        last = tuple(history[len(history) - n + 1 :])
+        starts = range(len(history) - n + 1)
+        banned = [history[i + n - 1] for i in starts if tuple(history[i : i + n - 1]) == last]
+        logits[banned] = -torch.inf
+    return logits
