@@ -6,8 +6,12 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from chattune.run import Run
 
 # Before anything imports the libraries that read them: the suite touches no network. One thread
 # for tiny models: more of them wait for each other longer than they compute.
@@ -87,6 +91,25 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     GPTNeoForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> "Run":
+    """The tiny base tuned for three steps."""
+    from chattune.recipe import load_recipe
+    from chattune.tune import tune
+
+    folder = tmp_path_factory.mktemp("tiny-run")
+    recipe = load_recipe(
+        "starter",
+        {
+            "base": str(tiny_base),
+            "data.source": str(write_talk(folder / "talk.jsonl", TALK)),
+            "data.max_length": 64,
+            "training.steps": 3,
+        },
+    )
+    return tune(recipe, folder / "run")
 
 
 @pytest.fixture

@@ -48,6 +48,9 @@ def test_every_parameter_is_described() -> None:
         ("top_p", "1", 1.0),
         ("seed", "7", 7),
         ("seed", None, None),
+        ("do_sample", "false", False),
+        ("stop", "###", ("###",)),
+        ("stop", None, ()),
     ],
 )
 def test_values_may_come_as_text(name: str, text: str | None, value: Any) -> None:
@@ -91,5 +94,15 @@ def test_an_unknown_setting_lists_those_there_are(name: str) -> None:
     with pytest.raises(ChatError) as caught:
         Decoding().but(**{name: 1})
     said = str(caught.value)
-    assert said.startswith(f"{name}: no such setting; there are temperature, top_k, top_p")
+    assert said.startswith(f"{name}: no such setting; there are do_sample, temperature, top_k")
     assert "\n" not in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "greedy"),
+    [({}, False), ({"temperature": 0}, True), ({"temperature": 0.0}, True),
+     ({"do_sample": False}, True), ({"temperature": 0.01}, False)],
+)  # fmt: skip
+def test_an_explicit_zero_is_greedy(changes: dict[str, Any], greedy: bool) -> None:
+    assert Decoding(**changes).greedy is greedy
+    assert Decoding().but(**changes).greedy is greedy

@@ -147,3 +147,24 @@ def test_the_script_answers_several_prompts_in_one_call() -> None:
 def test_the_script_keeps_to_max_new_tokens() -> None:
     engine = ScriptedEngine([[1, 2, 3]])
     assert list(engine.generate([[7]], Decoding(max_new_tokens=2))) == [(0, 1), (0, 2)]
+
+
+# --- stop texts --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stop", ["###", "\n#", "Human:"])
+def test_a_stop_text_ends_a_reply_and_is_left_out(template: Template, stop: str) -> None:
+    text = "All well.\n### Human: And you?"
+    *pieces, reply = read_reply(bytewise(template, text), template, (stop, "never"))
+    assert isinstance(reply, Reply)
+    assert "".join(map(str, pieces)) == text[: text.index(stop)]
+    assert reply.text == text[: text.index(stop)].strip()
+    assert reply.finish == "stop"
+    assert reply.tokens == text.index(stop) + len(stop)
+
+
+def test_what_only_begins_like_a_stop_text_is_said(template: Template) -> None:
+    *pieces, reply = read_reply(bytewise(template, "a # b ##"), template, ("###",))
+    assert "".join(map(str, pieces)) == "a # b ##"
+    assert isinstance(reply, Reply)
+    assert reply.finish == "length"

@@ -13,25 +13,13 @@ from safetensors.torch import load_file, save_file
 from chattune.errors import OutputError, RunError, VerificationError
 from chattune.models.export import export
 from chattune.models.verify import check_adapter, logits_of, verify_run
-from chattune.recipe import load_recipe
 from chattune.run import Run
-from chattune.tune import tune
-from conftest import TALK, write_talk
+from conftest import TALK
 
 
-@pytest.fixture(scope="module")
-def run(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    folder = tmp_path_factory.mktemp("export")
-    recipe = load_recipe(
-        "starter",
-        {
-            "base": str(tiny_base),
-            "data.source": str(write_talk(folder / "talk.jsonl", TALK)),
-            "data.max_length": 64,
-            "training.steps": 3,
-        },
-    )
-    return tune(recipe, folder / "run")
+@pytest.fixture
+def run(tiny_run: Run) -> Run:
+    return tiny_run
 
 
 def test_the_merged_model_needs_no_chattune(run: Run, tmp_path: Path) -> None:

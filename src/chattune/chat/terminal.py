@@ -12,7 +12,8 @@ from chattune.errors import UserError
 HELP = """\
 /reset            forget the conversation
 /system TEXT      set the system prompt (no text: none)
-/set NAME VALUE   temperature, top_k, top_p, max_new_tokens, repetition_penalty, seed
+/set NAME VALUE   do_sample, temperature, top_k, top_p, min_p, max_new_tokens,
+                  repetition_penalty, no_repeat_ngram, stop, seed
 /save FILE        write the conversation as a JSON line that chattune can train on
 /quit             leave (so do Ctrl-D and Ctrl-C)"""
 

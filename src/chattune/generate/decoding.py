@@ -1,8 +1,8 @@
 """Decoding parameters: how the next token is drawn."""
 
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from chattune.errors import ChatError
 
@@ -26,8 +26,17 @@ class Decoding(BaseModel):
     max_new_tokens: int = Field(256, ge=1, description="longest reply in tokens")
     repetition_penalty: float = Field(1.0, gt=0, le=5, description="1 is off")
     no_repeat_ngram: int = Field(0, ge=0, description="no run of n tokens comes twice; 0 is off")
-    stop: tuple[str, ...] = Field((), description="texts that end a reply, and are left out of it")
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        (), description="texts that end a reply, and are left out of it"
+    )
     seed: int | None = Field(None, ge=0, lt=2**63, description="the same seed gives the same reply")
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _one_text_or_many(cls, value: Any) -> Any:
+        if value is None:
+            return ()
+        return (value,) if isinstance(value, str) else value
 
     @property
     def greedy(self) -> bool:

@@ -1,0 +1,52 @@
+"""A GPT-Neo base with random weights: speed does not depend on their values.
+
+    python benchmarks/random_base.py 125m TOKENIZER_FOLDER OUT
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer, GPTNeoConfig, GPTNeoForCausalLM
+
+SHAPES = {  # EleutherAI/gpt-neo-125m and -1.3B
+    "125m": {"hidden_size": 768, "num_layers": 12, "num_heads": 12},
+    "1.3b": {"hidden_size": 2048, "num_layers": 24, "num_heads": 16},
+}
+
+
+def make(size: str, tokenizer: Path, out: Path) -> None:
+    """Write config, bf16 weights and tokenizer to `out`."""
+    shape = SHAPES[size]
+    config = GPTNeoConfig(
+        vocab_size=50257,
+        window_size=256,
+        attention_types=[[["global", "local"], shape["num_layers"] // 2]],
+        bos_token_id=50256,
+        eos_token_id=50256,
+        **shape,
+    )
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        model = GPTNeoForCausalLM(config)
+    model = model.to(torch.bfloat16).to_empty(device="cpu")
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "ln_" in name:
+                weight.fill_(float(name.endswith("weight")))
+            else:
+                weight.normal_(std=0.02)
+    model.tie_weights()
+    model.save_pretrained(out)
+    AutoTokenizer.from_pretrained(tokenizer).save_pretrained(out)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("size", choices=SHAPES)
+    parser.add_argument("tokenizer", type=Path)
+    parser.add_argument("out", type=Path)
+    given = parser.parse_args()
+    shutil.rmtree(given.out, ignore_errors=True)
+    make(given.size, given.tokenizer, given.out)
