@@ -1,6 +1,6 @@
 """What this machine can do at most: matrix products and reading memory.
 
-    python benchmarks/ceiling.py [--json]
+python benchmarks/ceiling.py [--json]
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """A GPT-Neo base with random weights: speed does not depend on their values.
 
-    python benchmarks/random_base.py 125m TOKENIZER_FOLDER OUT
+python benchmarks/random_base.py 125m TOKENIZER_FOLDER OUT
 """
 
 import argparse

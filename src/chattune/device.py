@@ -92,6 +92,20 @@ def matmul_rate(bf16: bool, size: int = 1024, seconds: float = 0.3) -> float:
     return done * 2 * size**3 / spent
 
 
+def read_rate(megabytes: int = 256, seconds: float = 0.3) -> float:
+    """Bytes/s at which this machine reads memory (measured): what bounds decoding on a CPU."""
+    import torch
+
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    big = torch.ones(megabytes << 17, dtype=torch.int64, device=kind)
+    big.sum().item()
+    done, started = 0, time.perf_counter()
+    while (spent := time.perf_counter() - started) < seconds:
+        big.sum().item()
+        done += 1
+    return done * big.nbytes / spent
+
+
 def _cpu_bf16() -> tuple[bool, str]:
     """Only where it is clearly faster: emulated bf16 is slower than fp32 by a hundred times."""
     import torch

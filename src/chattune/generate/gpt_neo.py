@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn.functional import embedding, gelu, layer_norm, scaled_dot_product_attention
 
@@ -57,9 +58,9 @@ class GptNeo:
     def _layer(self, weights: GptNeoWeights, i: int, slots: int) -> _Layer:
         t, local = weights.tensors, weights.local[i]
         room = min(self._kept + _CHUNK, self.positions) if local else self.positions
-        # Zeros, lazily: the system gives memory to what is written first.
+        # Unlike PyTorch's, NumPy's zeros take memory only where something is written.
         shape = slots, self._heads, room, self._width // self._heads
-        keys, values = (torch.zeros(shape, device=self._wte.device) for _ in range(2))
+        keys, values = (torch.from_numpy(np.zeros(shape, np.float32)) for _ in range(2))
         compute = self._dtype
         return _Layer(
             ln_1=(t[f"{i}.ln_1"], t[f"{i}.ln_1.bias"]),

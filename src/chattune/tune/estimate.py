@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 # Share of the machine's matrix rate that a step reaches (benchmarks/train.py).
-_EFFICIENCY = {False: 0.7, True: 0.5}
+_EFFICIENCY = {False: 0.7, True: 0.55}
 # Values kept for the backward pass, per token, layer and hidden unit: inputs of the norms, of the
 # adapted modules and of the GELU with their dropout masks; per token, head and key: a probability.
 _VALUES_A_UNIT = 24

@@ -1,0 +1,208 @@
+"""Decoding: chattune's fast engine beside transformers' generate, in one run.
+
+    python benchmarks/decode.py --base BASE [--quick] [--json] [--threads N]
+
+Sampling with the study's settings (temperature 0.9, top-k 30, top-p 0.95), 128 tokens after a
+prompt of 32, no end token. Each contender runs in a process of its own, ours before and after the
+peers; the first reply warms up, the rest are timed, and rates are of the tokens after the first.
+The memory ceiling is the bytes of the matrices that a token needs over the rate of reading.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import ceiling
+
+NEW, PROMPT, LONG = 128, 32, 400
+
+
+def prompt(length: int, seed: int) -> list[int]:
+    """Random words: what they say does not matter."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(100, 5000, (length,), generator=generator).tolist()
+
+
+def timed(tokens: Iterable[Any]) -> tuple[float, float, int]:
+    """Seconds until the first token, seconds after it, and how many came after it."""
+    started = time.perf_counter()
+    first = count = 0.0
+    for _ in tokens:
+        count += 1
+        if count == 1:
+            first = time.perf_counter() - started
+    return first, time.perf_counter() - started - first, int(count) - 1
+
+
+def ours(base: str, quantize: str, repeats: int) -> dict[str, Any]:
+    """The fast engine: one stream, eight, a long prompt, and a second turn."""
+    from chattune.base import find_base
+    from chattune.device import find_device
+    from chattune.generate import Decoding
+    from chattune.generate.fast import FastEngine
+    from chattune.models.gpt_neo_weights import read_gpt_neo
+
+    bf16 = find_device().bf16
+    precision = "int8" if quantize == "int8" else ("bf16" if bf16 else "fp32")
+    started = time.perf_counter()
+    weights = read_gpt_neo(find_base(base), None, precision)
+    engine = FastEngine(weights, (-1,), bf16=bf16)
+    loading = time.perf_counter() - started
+    needed = sum(
+        t.nbytes for n, t in weights.tensors.items() if t.dim() == 2 and n not in ("wte", "wpe")
+    )
+    settings = Decoding(max_new_tokens=NEW)
+    one, eight, first, second = [], [], [], []
+    for i in range(repeats + 1):
+        _, seconds, count = timed(engine.generate([prompt(PROMPT, i)], settings))
+        one.append(count / seconds)
+        together = [prompt(PROMPT, 100 * i + j) for j in range(8)]
+        _, seconds, count = timed(engine.generate(together, settings))
+        eight.append(count / seconds)
+        long = prompt(LONG, 7000 + i)
+        short = settings.but(max_new_tokens=40)
+        reply = [token for _, token in engine.generate([long], short)]
+        first.append(timed(engine.generate([prompt(LONG, 8000 + i)], short))[0])
+        turn = long + reply + prompt(20, i)
+        second.append(timed(engine.generate([turn], short))[0])
+    best = {"one": one, "eight": eight, "first_token_s": first, "second_turn_s": second}
+    return {name: statistics.median(values[1:]) for name, values in best.items()} | {
+        "load_s": loading,
+        "matrix_bytes": needed,
+        "rss_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
+    }
+
+
+def transformers(base: str, dtype: str, repeats: int) -> dict[str, Any]:
+    """from_pretrained and generate, with a streamer that counts."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    started = time.perf_counter()
+    kind = torch.float32 if dtype == "fp32" else torch.bfloat16
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=kind).eval()
+    loading = time.perf_counter() - started
+    rates, first = [], []
+    for i in range(repeats + 1):
+        clock = Clock()
+        ids = torch.tensor([prompt(PROMPT, i)])
+        model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=True, temperature=0.9, top_k=30,
+            top_p=0.95, min_new_tokens=NEW, max_new_tokens=NEW, pad_token_id=0, streamer=clock,
+        )  # fmt: skip
+        rates.append((len(clock.times) - 2) / (clock.times[-1] - clock.times[1]))
+        long, clock = torch.tensor([prompt(LONG, 8000 + i)]), Clock()
+        model.generate(
+            long, attention_mask=torch.ones_like(long), max_new_tokens=1, pad_token_id=0,
+            streamer=clock,
+        )  # fmt: skip
+        first.append(clock.times[1] - clock.times[0])
+    return {
+        "one": statistics.median(rates[1:]),
+        "first_token_s": statistics.median(first[1:]),
+        "load_s": loading,
+        "rss_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
+    }
+
+
+class Clock:
+    """A streamer that notes when the prompt and each token came."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def put(self, _: Any) -> None:
+        """The prompt first, then each token."""
+        self.times.append(time.perf_counter())
+
+    def end(self) -> None:
+        """Nothing is kept back."""
+
+
+def contend(name: str, given: argparse.Namespace, repeats: int) -> dict[str, Any]:
+    """Run one contender in a fresh process."""
+    done = subprocess.run(
+        [sys.executable, __file__, "--base", given.base, "--contender", name,
+         "--repeats", str(repeats), "--threads", str(given.threads)],
+        capture_output=True, text=True, check=False, env=os.environ | {"HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    if done.returncode != 0:
+        sys.exit(f"{name} failed:\n{done.stderr[-3000:]}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def compare(given: argparse.Namespace) -> dict[str, Any]:
+    """All contenders, one after the other, with the rate of reading before and after."""
+    repeats = 2 if given.quick else 5
+    reading = [ceiling.read_rate()]
+    before = {kind: contend(kind, given, repeats) for kind in ("int8", "none")}
+    reading.append(ceiling.read_rate())
+    rows = {f"transformers {d}": contend(d, given, 1 if given.quick else 2) for d in PEERS}
+    reading.append(ceiling.read_rate())
+    after = {kind: contend(kind, given, repeats) for kind in ("int8", "none")}
+    mean = {k: {n: (before[k][n] + after[k][n]) / 2 for n in before[k]} for k in before}
+    rows = {f"chattune {k}": row for k, row in mean.items()} | rows
+    rate, mine = sum(reading) / len(reading), mean["int8"]
+    most = rate / mine["matrix_bytes"]
+    return {
+        "rows": rows,
+        "read_gb_per_s": rate / 1e9,
+        "ceiling_tokens_per_s": most,
+        "vs_transformers_fp32": mine["one"] / rows["transformers fp32"]["one"],
+        "vs_transformers_bf16": mine["one"] / rows["transformers bf16"]["one"],
+        "share_of_bandwidth": mine["one"] / most,
+        "eight_streams_vs_one": mine["eight"] / mine["one"],
+        "eight_streams_vs_one_unquantized": mean["none"]["eight"] / mean["none"]["one"],
+        "first_token_s": mine["first_token_s"],
+        "second_turn_s": mine["second_turn_s"],
+    }
+
+
+PEERS = ("fp32", "bf16")
+
+
+def show(found: dict[str, Any]) -> None:
+    """One table."""
+    columns = ("one", "eight", "first_token_s", "second_turn_s", "load_s", "rss_gb")
+    print(f"{'tokens/s:':20}" + "".join(f"{c:>15}" for c in columns))
+    for name, row in found["rows"].items():
+        cells = (f"{row[c]:15.3g}" if c in row else f"{'':15}" for c in columns)
+        print(f"{name:20}" + "".join(cells))
+    for name, value in found.items():
+        if name != "rows":
+            print(f"{name:34}{value:8.3f}")
+
+
+def main() -> None:
+    """Compare, or be one of the contenders."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--base", required=True, help="folder or Hub id of a GPT-Neo")
+    parser.add_argument("--quick", action="store_true", help="fewer replies: under 8 minutes")
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--repeats", type=int, default=2, help=argparse.SUPPRESS)
+    parser.add_argument("--contender", choices=["int8", "none", *PEERS], help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.contender is None:
+        found = compare(given)
+        print(json.dumps(found)) if given.json else show(found)
+        return
+    import torch
+
+    torch.set_num_threads(given.threads)
+    run = transformers if given.contender in PEERS else ours
+    print(json.dumps(run(given.base, given.contender, given.repeats)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""A step is a step however it is computed: beside plain TRL, in other packs, out of memory."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from chattune.base import find_base
+from chattune.data import prepare
+from chattune.data.store import IGNORED
+from chattune.device import find_device
+from chattune.models import load_base
+from chattune.models.lora import add_lora
+from chattune.recipe import Recipe, load_recipe
+from chattune.tune import loss as losses
+from chattune.tune import trainer, tune
+
+
+def recipe(base: Path | str, **settings: Any) -> Recipe:
+    """The starter's conversations on the tiny base; no dropout, which depends on the layout."""
+    return load_recipe(
+        "starter",
+        {
+            "base": str(base), "data.max_length": 96, "data.validation": 0.0, "lora.dropout": 0.0,
+            "lora.rank": 4, "training.learning_rate": 2e-3, "training.batch_size": 4,
+            "training.accumulation": 1, "training.schedule": "constant",
+            "training.warmup_ratio": 0.0,
+        }
+        | {name.replace("__", "."): value for name, value in settings.items()},
+    )  # fmt: skip
+
+
+def curve(folder: Path) -> list[float]:
+    lines = (folder / "metrics.jsonl").read_text("utf-8").splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+def by_trl(chosen: Recipe, steps: int, folder: Path) -> list[float]:
+    """Losses of SFTTrainer as it is, in fp32, on the same rows with the same fresh adapter."""
+    from transformers import set_seed
+    from trl import SFTConfig, SFTTrainer
+
+    prepared = prepare(chosen)
+    tokenizer = prepared.template.tokenizer
+    tokenizer.pad_token = tokenizer.eos_token
+    model = add_lora(load_base(find_base(chosen.base), find_device()), chosen.lora, chosen.seed)
+    set_seed(chosen.seed)
+    sft = SFTTrainer(
+        model=model,
+        args=SFTConfig(
+            output_dir=str(folder), per_device_train_batch_size=4, gradient_accumulation_steps=4,
+            learning_rate=chosen.training.learning_rate, max_steps=steps, max_length=None,
+            lr_scheduler_type="constant", warmup_steps=0, logging_steps=1, report_to=[],
+            save_strategy="no", bf16=False, gradient_checkpointing=False, disable_tqdm=True,
+            use_cpu=not torch.cuda.is_available(), seed=chosen.seed, data_seed=chosen.seed,
+        ),
+        train_dataset=prepared.train,
+        processing_class=tokenizer,
+    )  # fmt: skip
+    sft.train()
+    return [line["loss"] for line in sft.state.log_history if "loss" in line]
+
+
+def test_two_hundred_steps_stay_within_a_hundredth_of_plain_trl(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    chosen = recipe("starter", training__steps=200)
+    ours = curve(tune(chosen, tmp_path / "ours").folder)
+    theirs = by_trl(chosen, 200, tmp_path / "trl")
+    import json; json.dump([ours,theirs],open("/tmp/w/curves.json","w"))
+    assert len(ours) == len(theirs) == 200
+    assert ours[-1] < 0.8 * ours[0]
+    assert max(abs(a - b) / b for a, b in zip(ours, theirs, strict=True)) < 0.01
+
+
+def gradients(base: Path, budget: int) -> tuple[float, list[torch.Tensor]]:
+    """Loss and adapter gradients of one step, in packs of at most `budget` tokens."""
+    chosen = recipe(base)
+    prepared = prepare(chosen)
+    model = add_lora(load_base(find_base(chosen.base), find_device()), chosen.lora, 0)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.1, generator=torch.Generator().manual_seed(len(name)))
+    assert trainer.prepare_packing(model)
+    batch = trainer.collate([prepared.train[i] for i in range(16)])
+    nats = losses.SupervisedLoss(model, packs=True)
+    supervised = (batch["labels"] != IGNORED).sum()
+    ids, labels = (batch[k].split(batch["lengths"], dim=1) for k in ("input_ids", "labels"))
+    total = 0.0
+    for pack in trainer.packs(batch["lengths"], budget):
+        part = nats(
+            torch.cat([ids[i] for i in pack], dim=1),
+            torch.cat([labels[i] for i in pack], dim=1),
+            [batch["lengths"][i] for i in pack],
+        )
+        (part / supervised).backward()
+        total += part.item()
+    return total / int(supervised), [
+        p.grad for p in model.parameters() if p.requires_grad and p.grad is not None
+    ]
+
+
+@pytest.mark.parametrize("budget", [0, 100, 250])
+def test_sixteen_at_once_equal_any_other_cut(tiny_base: Path, budget: int) -> None:
+    whole, theirs = gradients(tiny_base, 10**6)
+    loss, ours = gradients(tiny_base, budget)
+    assert loss == pytest.approx(whole, rel=1e-6)
+    scale = max(float(g.abs().max()) for g in theirs)
+    assert all(
+        float((a - b).abs().max()) <= 1e-5 * scale for a, b in zip(ours, theirs, strict=True)
+    )
+
+
+def test_out_of_memory_halves_the_packs_and_changes_no_step(
+    tiny_base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    chosen = recipe(tiny_base, training__steps=4)
+    plain = curve(tune(chosen, tmp_path / "plain").folder)
+    compute = losses.SupervisedLoss.__call__
+    sizes: list[int] = []
+
+    def crowded(self: Any, ids: torch.Tensor, *rest: Any) -> torch.Tensor:
+        if ids.shape[1] > 300 and len(sizes) != 1:  # the first pack of a step still fits
+            raise torch.OutOfMemoryError("no room")
+        sizes.append(ids.shape[1])
+        return compute(self, ids, *rest)
+
+    monkeypatch.setattr(losses.SupervisedLoss, "__call__", crowded)
+    with caplog.at_level(logging.WARNING, logger="chattune"):
+        ours = curve(tune(chosen, tmp_path / "crowded").folder)
+    assert ours == pytest.approx(plain, rel=1e-3)
+    assert max(sizes) <= 300
+    said = [r.message for r in caplog.records if "out of memory" in r.message]
+    assert said
+    assert len(said) <= 2
+
+
+def test_other_errors_are_not_taken_for_it(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> torch.Tensor:
+        raise RuntimeError("a shape is wrong")
+
+    monkeypatch.setattr(losses.SupervisedLoss, "__call__", broken)
+    with pytest.raises(RuntimeError, match="a shape is wrong"):
+        tune(recipe(tiny_base, training__steps=2), tmp_path / "run")
+
+
+def test_an_architecture_that_cannot_be_packed_is_trained_unpacked(
+    tiny_base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """BLOOM's positions come from the mask (ALiBi), so in a pack they would go on counting."""
+    from transformers import AutoTokenizer, BloomConfig, BloomForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    torch.manual_seed(0)
+    BloomForCausalLM(
+        BloomConfig(vocab_size=len(tokenizer), hidden_size=32, n_layer=2, n_head=2)
+    ).save_pretrained(tmp_path / "bloom")
+    tokenizer.save_pretrained(tmp_path / "bloom")
+    with caplog.at_level(logging.WARNING, logger="chattune"):
+        run = tune(recipe(tmp_path / "bloom", training__steps=2), tmp_path / "run")
+    assert any("computed alone" in r.message for r in caplog.records)
+    assert len(curve(run.folder)) == 2
