@@ -47,7 +47,6 @@ class GptNeo:
         self._ln_f = t["ln_f"], t["ln_f.bias"]
         self._heads, self._width = weights.heads, self._wte.shape[1]
         self._window, self._epsilon = weights.window, weights.epsilon
-        self._dtype = torch.float32 if weights.precision == "fp32" else torch.bfloat16
         self.positions = weights.positions
         self._kept = self._window + _SLACK  # tokens that a local layer keeps when it makes room
         # Position of the first token in a slot's local layers.
@@ -61,7 +60,6 @@ class GptNeo:
         # Unlike PyTorch's, NumPy's zeros take memory only where something is written.
         shape = slots, self._heads, room, self._width // self._heads
         keys, values = (torch.from_numpy(np.zeros(shape, np.float32)) for _ in range(2))
-        compute = self._dtype
         return _Layer(
             ln_1=(t[f"{i}.ln_1"], t[f"{i}.ln_1.bias"]),
             qkv=matrix(t, f"{i}.qkv", bf16=self._bf16),
@@ -69,7 +67,7 @@ class GptNeo:
             out_bias=t[f"{i}.out.bias"],
             ln_2=(t[f"{i}.ln_2"], t[f"{i}.ln_2.bias"]),
             fc=matrix(t, f"{i}.fc", bf16=self._bf16),
-            fc_bias=t[f"{i}.fc.bias"].to(compute),
+            fc_bias=t[f"{i}.fc.bias"],
             proj=matrix(t, f"{i}.proj", bf16=self._bf16),
             proj_bias=t[f"{i}.proj.bias"],
             local=local,
@@ -152,20 +150,20 @@ class GptNeo:
 
     def _project(self, layer: _Layer, h: torch.Tensor) -> Any:
         """Query, key and value, each (tokens, heads, head) in fp32."""
-        x = layer_norm(h, (self._width,), *layer.ln_1, self._epsilon).to(self._dtype)
+        x = layer_norm(h, (self._width,), *layer.ln_1, self._epsilon)
         return layer.qkv(x).float().view(len(h), 3, self._heads, -1).unbind(1)
 
     def _finish(self, layer: _Layer, h: torch.Tensor, mixed: torch.Tensor) -> torch.Tensor:
         """The rest of the block, given what attention mixed (tokens, heads, head)."""
-        out = layer.out(mixed.reshape(len(h), -1).to(self._dtype))
+        out = layer.out(mixed.reshape(len(h), -1))
         h = h.add_(out).add_(layer.out_bias)
-        x = layer_norm(h, (self._width,), *layer.ln_2, self._epsilon).to(self._dtype)
+        x = layer_norm(h, (self._width,), *layer.ln_2, self._epsilon)
         inner = gelu(layer.fc(x).add_(layer.fc_bias), approximate="tanh")
         return h.add_(layer.proj(inner)).add_(layer.proj_bias)
 
     def _logits(self, h: torch.Tensor) -> torch.Tensor:
         x = layer_norm(h, (self._width,), *self._ln_f, self._epsilon)
-        return self._head(x.to(self._dtype)).float().add_((x @ self._mean)[:, None])
+        return self._head(x).float().add_((x @ self._mean)[:, None])
 
 
 class _Step:

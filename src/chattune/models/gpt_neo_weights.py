@@ -145,8 +145,9 @@ def _rounded(
 
 def to_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """A matrix (out, in) as int8 with a bf16 scale for each row: weight = int8 * scale."""
-    scale = (weight.abs().amax(dim=1) / 127).clamp_min(1e-12).bfloat16()
-    return (weight / scale.float()[:, None]).round().clamp(-127, 127).to(torch.int8), scale
+    low, high = weight.aminmax(dim=1)
+    scale = (torch.maximum(-low, high) / 127).clamp_min_(1e-12).bfloat16()
+    return (weight / scale.float()[:, None]).round_().clamp_(-127, 127).to(torch.int8), scale
 
 
 def _adapter_mark(run: Path | None) -> str:

@@ -141,7 +141,7 @@ def _arguments(
         gradient_accumulation_steps=1,  # the step is cut into passes by length instead
         learning_rate=training.learning_rate,
         lr_scheduler_type=_SCHEDULES[training.schedule],
-        warmup_steps=math.ceil(training.warmup_ratio * steps),
+        warmup_steps=min(math.ceil(training.warmup_ratio * steps), steps - 1),
         optim="adamw_torch",
         max_grad_norm=1.0,
         bf16=False,  # the frozen base is in bf16 itself; autocast would convert it each step
