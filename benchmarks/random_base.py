@@ -1,4 +1,4 @@
-"""A GPT-Neo base with random weights: speed does not depend on their values.
+"""A base with random weights: speed does not depend on their values.
 
 python benchmarks/random_base.py 125m TOKENIZER_FOLDER OUT
 """
@@ -8,33 +8,47 @@ import shutil
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, GPTNeoConfig, GPTNeoForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPTNeoConfig,
+    LlamaConfig,
+    PreTrainedConfig,
+)
 
-SHAPES = {  # EleutherAI/gpt-neo-125m and -1.3B
+SHAPES = {  # EleutherAI/gpt-neo-125m and -1.3B, and a Llama as large as the first
     "125m": {"hidden_size": 768, "num_layers": 12, "num_heads": 12},
     "1.3b": {"hidden_size": 2048, "num_layers": 24, "num_heads": 16},
+    "llama-125m": {
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "intermediate_size": 2048,
+        "max_position_embeddings": 2048,
+        "tie_word_embeddings": True,
+    },
 }
+
+
+def shaped(size: str) -> PreTrainedConfig:
+    """Its config, with GPT-2's vocabulary."""
+    common = {"vocab_size": 50257, "bos_token_id": 50256, "eos_token_id": 50256} | SHAPES[size]
+    if size.startswith("llama"):
+        return LlamaConfig(**common)
+    kinds = [[["global", "local"], SHAPES[size]["num_layers"] // 2]]
+    return GPTNeoConfig(window_size=256, attention_types=kinds, **common)
 
 
 def make(size: str, tokenizer: Path, out: Path) -> None:
     """Write config, bf16 weights and tokenizer to `out`."""
-    shape = SHAPES[size]
-    config = GPTNeoConfig(
-        vocab_size=50257,
-        window_size=256,
-        attention_types=[[["global", "local"], shape["num_layers"] // 2]],
-        bos_token_id=50256,
-        eos_token_id=50256,
-        **shape,
-    )
     torch.manual_seed(0)
     with torch.device("meta"):
-        model = GPTNeoForCausalLM(config)
+        model = AutoModelForCausalLM.from_config(shaped(size))
     model = model.to(torch.bfloat16).to_empty(device="cpu")
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if "ln_" in name:
-                weight.fill_(float(name.endswith("weight")))
+            if weight.dim() == 1 and "bias" not in name:
+                weight.fill_(1.0)
             else:
                 weight.normal_(std=0.02)
     model.tie_weights()

@@ -69,7 +69,7 @@ def ours(base: str, data: str, steps: int) -> dict[str, Any]:
         rates = [json.loads(x)["tokens_per_s"] for x in (run.folder / "metrics.jsonl").open()]
     tokens = [sum(lengths) for lengths, _ in done]
     seconds = sum(t / r for t, r in zip(tokens[1:], rates[1:], strict=True))
-    flop = sum(step_flop(chosen, lengths, supervised) for lengths, supervised in done[1:])
+    flop = sum(step_flop(base, lengths, supervised) for lengths, supervised in done[1:])
     return {
         "tokens_per_s": sum(tokens[1:]) / seconds,
         "supervised_per_s": sum(n for _, n in done[1:]) / seconds,
@@ -81,27 +81,31 @@ def ours(base: str, data: str, steps: int) -> dict[str, Any]:
     } | (memory() | {"rss_gb": peaks[-1]})  # TRL saves and verifies nothing here
 
 
-def step_flop(chosen: Any, lengths: list[int], supervised: int) -> float:
+def step_flop(base: str, lengths: list[int], supervised: int) -> float:
     """Floating-point operations that a step needs: two for each multiply-add.
 
     Forward and the gradient of the inputs for every frozen matrix, forward and both gradients for
     the adapter and for the causal half of the attention; the output layer at supervised tokens.
     """
-    from chattune.base import find_base
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = find_base(chosen.base).config
-    hidden, layers = config["hidden_size"], config["num_layers"]
-    tokens = sum(lengths)
-    blocks = layers * 12 * hidden**2
-    head = config["vocab_size"] * hidden
-    adapter = layers * len(TARGETS) * RANK * 2 * hidden
-    pairs = 0
+    config = AutoConfig.from_pretrained(base)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    linear = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+    head = linear.pop("lm_head").weight.numel()
+    blocks = sum(m.weight.numel() for m in linear.values())
+    adapted = [m for name, m in linear.items() if name.split(".")[-1] in TARGETS]
+    adapter = sum(RANK * (m.in_features + m.out_features) for m in adapted)
+    window = getattr(config, "window_size", 0)
+    pairs = 0.0  # of a query and a key that it sees, mean over the layers
     for length in lengths:
-        near = min(length, config["window_size"])
-        pairs += length * (length + 1) // 2  # a global layer
-        pairs += near * (near + 1) // 2 + (length - near) * near  # a local one
-    attention = 6 * 2 * hidden * pairs * layers // 2
-    return 4 * (blocks * tokens + head * supervised) + 6 * adapter * tokens + attention
+        near = min(length, window) if window else length
+        everything, local = (n * (n + 1) / 2 + (length - n) * n for n in (length, near))
+        pairs += (everything + local) / 2
+    attention = 6 * 2 * config.hidden_size * config.num_hidden_layers * pairs
+    return 4 * (blocks * sum(lengths) + head * supervised) + 6 * adapter * sum(lengths) + attention
 
 
 def trl(base: str, data: str, steps: int, mode: str) -> dict[str, Any]:
@@ -243,7 +247,7 @@ def show(found: dict[str, Any]) -> None:
 def main() -> None:
     """Compare, or be one of the contenders."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--base", required=True, help="folder or Hub id of a GPT-Neo")
+    parser.add_argument("--base", required=True, help="folder or Hub id of a base")
     parser.add_argument("--data", required=True, help="JSON lines; the first 400 rows are used")
     parser.add_argument("--quick", action="store_true", help="fewer steps: under 8 minutes")
     parser.add_argument("--json", action="store_true", help="one JSON object")

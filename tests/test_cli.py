@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import chattune
+from chattune.recipe import shipped
 
 BRIEF = "Hi! How are you today?"
 
@@ -147,6 +148,7 @@ def test_no_verb_shows_the_help(cli) -> None:
 @pytest.fixture
 def quick_rates(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("chattune.doctor.matmul_rate", lambda bf16: 2e11 if bf16 else 1e11)
+    monkeypatch.setattr("chattune.doctor.read_rate", lambda: 5e10)
 
 
 def test_doctor_answers_in_json(cli, quick_rates: None) -> None:
@@ -156,10 +158,12 @@ def test_doctor_answers_in_json(cli, quick_rates: None) -> None:
     assert found["device"] in ("cpu", "cuda", "mps")
     assert found["versions"]["chattune"] == chattune.__version__
     assert found["matrix_gflops"]["fp32"] == 100
-    assert ("bf16" in found["matrix_gflops"]) == (found["training_dtype"] == "bf16 autocast")
+    assert ("bf16" in found["matrix_gflops"]) == (found["training_dtype"] == "base in bf16")
     assert found["threads"] >= 1
     assert found["memory_gb"] > 0
     assert found["training_dtype_because"]
+    assert found["read_gb_per_s"] == 50
+    assert sorted(found["expected_tokens_per_s"]) == shipped()
     assert found["hub"] == "switched off (HF_HUB_OFFLINE)"
 
 
