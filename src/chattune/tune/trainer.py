@@ -142,7 +142,7 @@ def _arguments(
         learning_rate=training.learning_rate,
         lr_scheduler_type=_SCHEDULES[training.schedule],
         warmup_steps=min(math.ceil(training.warmup_ratio * steps), steps - 1),
-        optim="adamw_torch",
+        optim="adamw_torch_fused" if device.kind == "cuda" else "adamw_torch",
         max_grad_norm=1.0,
         bf16=False,  # the frozen base is in bf16 itself; autocast would convert it each step
         use_cpu=device.kind == "cpu",
