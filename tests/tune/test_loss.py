@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import cross_entropy
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -15,7 +16,7 @@ from transformers import (
 
 from chattune.models.packing import prepare_packing
 from chattune.tune.batches import collate, packs
-from chattune.tune.loss import _CHUNK_BYTES, SupervisedLoss
+from chattune.tune.loss import _CHUNK_BYTES, SupervisedLoss, summed_cross_entropy
 
 LENGTHS = [12, 1, 9]
 
@@ -87,6 +88,22 @@ def test_chunks_change_nothing(
     expected = loss(ids, ids, [100])
     monkeypatch.setitem(_CHUNK_BYTES, "cpu", bytes_at_once)
     assert loss(ids, ids, [100]).item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_an_output_layer_that_trains_gets_its_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(_CHUNK_BYTES, "cpu", 1)  # several chunks
+    torch.manual_seed(0)
+    hidden = torch.randn(70, 8, requires_grad=True)
+    weight = torch.randn(11, 8, requires_grad=True)
+    targets = torch.randint(0, 11, (70,))
+    expected = cross_entropy(hidden @ weight.T, targets, reduction="sum")
+    (expected * 3).backward()
+    theirs = hidden.grad, weight.grad
+    hidden.grad = weight.grad = None
+    ours = summed_cross_entropy(hidden, weight, None, targets)
+    (ours * 3).backward()
+    torch.testing.assert_close(ours, expected)
+    torch.testing.assert_close((hidden.grad, weight.grad), theirs)
 
 
 def test_a_conversations_first_token_is_no_target_of_the_one_before() -> None:

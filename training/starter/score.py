@@ -13,12 +13,12 @@ Settings are chosen on the development half; the test half is for final figures.
 
 import argparse
 import json
-import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from bits import bits_per_byte
 from torch.nn.functional import cross_entropy
 
 from chattune import Chatbot, Decoding
@@ -44,7 +44,7 @@ def main() -> None:
     found = score(given.run, given.half, [int(s) for s in given.seeds.split(",")], given.show)
     if given.text:
         texts = json.loads(given.text.read_text("utf-8"))
-        found["bits_per_byte"] = round(bits_per_byte(given.run, texts), 4)
+        found["bits_per_byte"] = round(base_bits_per_byte(given.run, texts), 4)
     if given.json:
         print(json.dumps(found))
     else:
@@ -129,19 +129,14 @@ def nats(loaded: Loaded, prompt: list[int], words: list[int]) -> float:
     return cross_entropy(logits.float(), ids[0, -len(words) :], reduction="sum").item()
 
 
-@torch.inference_mode()
-def bits_per_byte(run: str, texts: list[str]) -> float:
-    """Texts end to end, each behind an end token, in windows of all positions."""
+def base_bits_per_byte(run: str, texts: list[str]) -> float:
+    """Of the run's base without its adapter."""
     base, _ = find(run)
-    model, tokenizer = load_base(base, find_device()), Template.load(base.folder).tokenizer
-    ids = [t for text in texts for t in (tokenizer.eos_token_id, *tokenizer.encode(text))]
-    room = base.positions or 2048
-    total = 0.0
-    for i in range(0, len(ids) - 1, room):
-        window = torch.tensor(ids[i : i + room + 1])
-        logits = model(window[None, :-1]).logits[0].float()
-        total += cross_entropy(logits, window[1:], reduction="sum").item()
-    return total / math.log(2) / sum(len(text.encode()) for text in texts)
+    tokenizer = Template.load(base.folder).tokenizer
+    end = tokenizer.eos_token_id
+    ids = [token for text in texts for token in (*tokenizer.encode(text), end)]
+    n_bytes = sum(len(text.encode()) for text in texts)
+    return bits_per_byte(load_base(base, find_device()), ids, n_bytes, end)
 
 
 if __name__ == "__main__":

@@ -48,10 +48,7 @@ class SupervisedLoss:
             return cross_entropy(logits.float(), targets, reduction="sum")
         hidden = self._causal.base_model(input_ids, use_cache=False, **given).last_hidden_state
         head = self._causal.get_output_embeddings()
-        nats: torch.Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-            hidden[0, supervised], head.weight, head.bias, targets
-        )
-        return nats
+        return summed_cross_entropy(hidden[0, supervised], head.weight, head.bias, targets)
 
     @torch.no_grad()
     def _head_is_all(self) -> bool:
@@ -65,9 +62,20 @@ class SupervisedLoss:
         return ours.shape == whole.shape and torch.allclose(ours, whole, rtol=1e-4, atol=1e-4)
 
 
-class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Nats summed over `hidden` (tokens, width); gradient for `hidden` alone."""
+def summed_cross_entropy(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor
+) -> torch.Tensor:
+    """Nats summed over `targets` (tokens), whose logits are `hidden` (tokens, width) @ weight.T.
 
+    Gradients for `hidden` and, where it wants one, for `weight` (vocabulary, width); none for bias.
+    """
+    nats: torch.Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        hidden, weight, bias, targets
+    )
+    return nats
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -77,6 +85,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         targets: torch.Tensor,
     ) -> torch.Tensor:
         d_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        d_weight = torch.zeros_like(weight, dtype=torch.float) if ctx.needs_input_grad[1] else None
         nats = torch.zeros((), device=hidden.device)
         room = _CHUNK_BYTES.get(hidden.device.type, 1 << 28)
         most = max(32, room // (weight.shape[0] * hidden.element_size()))
@@ -89,13 +98,19 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             right = flat[here]
             # Odds too small for the dtype count as its smallest number: 87 nats, not infinity.
             nats -= right.float().clamp_min(torch.finfo(right.dtype).tiny).log().sum()
+            flat[here] = right - 1
             if d_hidden is not None:
-                flat[here] = right - 1
                 torch.mm(odds, weight, out=d_hidden[chunk])
-        ctx.save_for_backward(d_hidden)
+            if d_weight is not None:
+                d_weight += odds.T @ hidden[chunk]
+        ctx.save_for_backward(d_hidden, d_weight)
         return nats
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        (d_hidden,) = ctx.saved_tensors
-        return d_hidden * grad.to(d_hidden.dtype), None, None, None
+        d_hidden, d_weight = ctx.saved_tensors
+        return _scaled(d_hidden, grad), _scaled(d_weight, grad), None, None
+
+
+def _scaled(gradient: torch.Tensor | None, by: torch.Tensor) -> torch.Tensor | None:
+    return None if gradient is None else gradient * by.to(gradient.dtype)
