@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=384)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--vocabulary", type=int, default=8192)
+    parser.add_argument("--save-every", type=float, default=4, help="minutes (default 4)")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
@@ -226,7 +227,7 @@ def train(training: Training, stream: np.ndarray, held: list[int], texts: list[s
             log.write(json.dumps(line) + "\n")
             log.flush()
             print(line, flush=True)
-        if time.monotonic() - saved > 240 or last:
+        if time.monotonic() - saved >= 60 * given.save_every or last:
             torch.save(training.state(), given.out / "state.tmp")
             (given.out / "state.tmp").replace(given.out / "state.pt")
             saved = time.monotonic()

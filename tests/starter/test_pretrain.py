@@ -1,0 +1,93 @@
+import json
+import math
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+SCRIPT = Path(__file__).parents[2] / "training/starter/pretrain.py"
+ANIMALS = ["cat", "dog", "horse", "bird", "mouse", "cow", "fox", "bee"]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    texts = [
+        f"The {a} number {i} saw a {b} and was glad. They played ( ; ) in the garden until night."
+        for i in range(20)
+        for a in ANIMALS
+        for b in ANIMALS
+    ]
+    pq.write_table(pa.table({"text": texts[:-1]}), folder / "a.parquet")
+    (folder / "heldout.json").write_text(json.dumps(texts[-1:]))
+    return folder
+
+
+def command(corpus: Path, out: Path, *more: str) -> list[str]:
+    given = {"corpus": corpus, "heldout": corpus / "heldout.json", "out": out, "tokens": 60_000}
+    size = {"hidden": 64, "layers": 2, "vocabulary": 400, "batch": 1024}
+    options = [f"--{name}={value}" for name, value in {**given, **size}.items()]
+    return [sys.executable, str(SCRIPT), *options, *more]
+
+
+def test_a_killed_run_goes_on_to_the_same_base(corpus: Path, tmp_path: Path) -> None:
+    whole = subprocess.run(command(corpus, tmp_path / "whole"), capture_output=True, text=True)
+    assert whole.returncode == 0, whole.stderr
+    log = [json.loads(line) for line in (tmp_path / "whole/log.jsonl").read_text().splitlines()]
+    assert log[-1]["tokens"] == 60_416  # whole steps
+    assert log[-1]["loss"] < 3  # ln 400 = 6.0 nats to begin with
+    assert 0 < log[-1]["bits_per_byte"] < 3
+
+    broken = command(corpus, tmp_path / "killed", "--save-every=0")
+    with subprocess.Popen(broken, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        for line in process.stdout:
+            if "'step': 50" in line:  # in the windows of 512
+                process.send_signal(signal.SIGKILL)
+    assert not (tmp_path / "killed/model").exists()
+    again = subprocess.run(broken, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert "resumed after" in again.stdout
+
+    one, two = (
+        load_file(tmp_path / name / "model/model.safetensors") for name in ("whole", "killed")
+    )
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+    # What was written is what was trained, as transformers computes it.
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "whole/model", dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "whole/model")
+    (text,) = json.loads((corpus / "heldout.json").read_text())
+    ids = tokenizer(f"<|endoftext|>{text}<|endoftext|>", return_tensors="pt").input_ids
+    nats = model(ids, labels=ids).loss.item() * (ids.shape[1] - 1)
+    assert nats / math.log(2) / len(text) == pytest.approx(log[-1]["bits_per_byte"], rel=0.02)
+
+
+def test_what_is_held_out_is_not_read(corpus: Path) -> None:
+    sys.path.insert(0, str(SCRIPT.parent))
+    try:
+        from corpus import clean, documents, windows
+    finally:
+        sys.path.pop(0)
+    heldout = json.loads((corpus / "heldout.json").read_text())
+    texts = documents([corpus], heldout, seed=0)
+    assert len(texts) == 20 * 64 - 1
+    assert heldout[0] not in texts
+    assert not any("(" in text for text in texts)
+    cut = clean("One sentence stands here. " * 100)
+    assert len(cut) <= 1500
+    assert cut.endswith("here.")
+
+    stream = torch.arange(1001).numpy()
+    one_pass = windows(stream, 100, seed=0, first=0)
+    starts = [int(next(one_pass)[0]) for _ in range(9)]
+    assert sorted(starts) == list(range(0, 900, 100))
+    assert next(windows(stream, 100, seed=0, first=4))[0] == starts[4]
