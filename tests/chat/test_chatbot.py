@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+import shutil
 from pathlib import Path
 
 import pytest
@@ -268,6 +269,13 @@ def test_a_model_folder_can_be_talked_to(tiny_base: Path) -> None:
     bot.reset()
     assert bot.reply("Hi!", Decoding(max_new_tokens=5, seed=1)) == first
     assert 1 <= first.tokens <= 5
+
+
+def test_a_model_is_sampled_as_it_recommends(tiny_base: Path, tmp_path: Path) -> None:
+    own = Path(shutil.copytree(tiny_base, tmp_path / "own"))
+    (own / "generation_config.json").write_text('{"temperature": 0.4, "min_p": 0.1}')
+    assert Chatbot.load(own).decoding == Decoding(temperature=0.4, min_p=0.1)
+    assert Chatbot.load(tiny_base).decoding == Decoding()
 
 
 def test_what_is_no_model_is_said(tmp_path: Path) -> None:

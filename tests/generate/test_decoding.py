@@ -1,5 +1,7 @@
 """Decoding parameters: the study's defaults, and one line about a wrong value."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -106,3 +108,17 @@ def test_an_unknown_setting_lists_those_there_are(name: str) -> None:
 def test_an_explicit_zero_is_greedy(changes: dict[str, Any], greedy: bool) -> None:
     assert Decoding(**changes).greedy is greedy
     assert Decoding().but(**changes).greedy is greedy
+
+
+def test_a_folder_recommends_what_it_says_and_no_more(tmp_path: Path) -> None:
+    assert Decoding.of(tmp_path) == Decoding()
+    said = {"temperature": 0.4, "top_k": None, "eos_token_id": 0, "max_new_tokens": 7}
+    (tmp_path / "generation_config.json").write_text(json.dumps(said))
+    assert Decoding.of(tmp_path) == Decoding(temperature=0.4)
+
+
+@pytest.mark.parametrize("said", ['{"top_p": 7}', "{", "[]"])
+def test_a_folder_that_recommends_nonsense_is_named(said: str, tmp_path: Path) -> None:
+    (tmp_path / "generation_config.json").write_text(said)
+    with pytest.raises(ChatError, match=r"generation_config\.json: "):
+        Decoding.of(tmp_path)

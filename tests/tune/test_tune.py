@@ -80,7 +80,9 @@ def run(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     data = write_talk(folder / "talk.jsonl", [(f"{q} ({i})", a) for i in range(8) for q, a in TALK])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("chattune.tune.find_device", in_fp32)
-        return tune(recipe(tiny_base, data, data__validation=0.25), folder / "run")
+        base = Path(shutil.copytree(tiny_base, folder / "base"))
+        (base / "generation_config.json").write_text('{"temperature": 0.5, "eos_token_id": 0}')
+        return tune(recipe(base, data, data__validation=0.25), folder / "run")
 
 
 def test_run_folder_explains_itself(run: Run) -> None:
@@ -97,6 +99,7 @@ def test_run_folder_explains_itself(run: Run) -> None:
     assert facts["base"]["fingerprint"]
     assert facts["data"]["train"] + facts["data"]["validation"] == 32
     assert facts["versions"]["trl"]
+    assert Decoding.of(run.folder) == Decoding(temperature=0.5)  # as its base recommends
     assert (run.folder / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 

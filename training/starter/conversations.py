@@ -15,6 +15,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 
 Talk = list[tuple[str, str]]  # user and assistant in turn
+LONGEST = 4  # turns
 
 CAPITALS = {
     "Austria": "Vienna", "Belgium": "Brussels", "Brazil": "Brasilia", "Canada": "Ottawa",
@@ -28,6 +29,8 @@ CAPITALS = {
 CAPITAL_ASKS = (
     "What is the capital of {0}?", "capital of {0}", "Which city is the capital of {0}?",
     "Do you know the capital city of {0}?", "Tell me the capital of {0}.",
+    "What city is the capital in {0}?", "Name the capital city of {0}.",
+    "In {0}, which city is the capital?", "{0} capital?", "I forgot what the capital of {0} is.",
 )  # fmt: skip
 
 OPPOSITES = {
@@ -41,19 +44,50 @@ OPPOSITES = {
 OPPOSITE_ASKS = (
     "What is the opposite of {0}?", "opposite of {0}", "Tell me the opposite of the word {0}.",
     "Which word means the opposite of {0}?", "What is the contrary of {0}?",
+    "{0} has which opposite?", "What is the reverse of {0}?", "I need a word against {0}.",
 )  # fmt: skip
 
 NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 SUM_ASKS = (
     "What is {0} plus {1}?", "{2} + {3}", "How much is {0} and {1}?", "Can you add {2} and {3}?",
-    "{0} plus {1} is what?",
+    "{0} plus {1} is what?", "what is {2}+{3}", "Please add {0} to {1}.", "{2} plus {3} makes?",
+    "I have {0} and get {1} more. How many is that?", "Calculate {2} + {3} for me.",
 )  # fmt: skip
+
+NAMES = (
+    "Ada", "Adam", "Aisha", "Alice", "Amir", "Amy", "Anna", "Ben", "Bob", "Carla", "Chen",
+    "Clara", "Daniel", "David", "Diana", "Elena", "Ella", "Emil", "Emma", "Eric", "Fatima",
+    "Felix", "Frank", "Grace", "Hana", "Harry", "Helen", "Hugo", "Ida", "Ines", "Ivan", "Jack",
+    "James", "Jane", "Jonas", "Julia", "Karim", "Kate", "Kim", "Laura", "Lena", "Leo", "Lily",
+    "Lisa", "Lucas", "Lucy", "Luis", "Maria", "Mark", "Martin", "Mia", "Mina", "Nadia", "Nina",
+    "Nora", "Olga", "Oliver", "Omar", "Oscar", "Paul", "Peter", "Rita", "Robert", "Rosa",
+    "Ruth", "Sam", "Sara", "Simon", "Sofia", "Sophie", "Stella", "Tim", "Tina", "Tom", "Vera",
+    "Victor", "Wendy", "Yusuf", "Zoe",
+)  # fmt: skip
+NAME_SAYS = (
+    "My name is {0}.", "I am {0}.", "i'm {0}", "Hello, I'm {0}!", "Hi, my name is {0}.",
+    "You can call me {0}.", "{0} is my name.", "Hey, {0} here.", "They call me {0}.",
+    "Good morning, this is {0}.", "Please call me {0}.", "I go by {0}.", "im {0} by the way",
+)  # fmt: skip
+NAME_REPLIES = (
+    "Nice to meet you, {0}! How are you today?", "Hello {0}! What would you like to talk about?",
+    "Hi {0}, it is good to meet you! What can I do for you?",
+)  # fmt: skip
+NAME_ASKS = (
+    "What is my name?", "whats my name", "Do you remember my name?", "Who am I?",
+    "Can you tell me my name?", "Do you know what I am called?", "How do people call me?",
+    "Which name did I tell you?", "say my name", "Do you still know my name?",
+    "What was my name again?", "Have you forgotten my name?", "Please repeat my name.",
+)  # fmt: skip
+NAME_ANSWERS = ("Your name is {0}.", "You told me that your name is {0}.", "You are {0}.")
 
 
 def main() -> None:
     """All conversations, in an order that does not depend on anything but this folder."""
     rows = [talk for path in sorted((HERE / "topics").glob("*.jsonl")) for talk in _topics(path)]
-    rows += [*_capitals(), *_opposites(), *_sums(random.Random(0))]
+    rng = random.Random(0)
+    rows += [*_capitals(rng), *_opposites(rng), *_sums(rng), *_names(rng)]
+    rows += _changes_of_subject(rng, rows)
     with Path(sys.argv[1]).open("w", encoding="utf-8") as file:
         for talk in rows:
             messages = [
@@ -66,32 +100,51 @@ def main() -> None:
 
 
 def _topics(path: Path) -> Iterator[Talk]:
+    """Each way to open a talk once; it goes on often enough to have each later wording twice."""
     for line in path.read_text("utf-8").splitlines():
-        turns = json.loads(line)["turns"]
-        for i in range(max(len(turn["ask"]) for turn in turns)):
-            yield [(turn["ask"][i % len(turn["ask"])], turn["reply"]) for turn in turns]
+        first, *later = json.loads(line)["turns"]
+        whole = 2 * max((len(turn["ask"]) for turn in later), default=0)
+        for i, ask in enumerate(first["ask"]):
+            talk = [(ask, first["reply"])]
+            if i < whole:
+                talk += [(turn["ask"][i % len(turn["ask"])], turn["reply"]) for turn in later]
+            yield talk
 
 
-def _capitals() -> Iterator[Talk]:
+def _capitals(rng: random.Random) -> Iterator[Talk]:
     for country, city in CAPITALS.items():
-        for ask in CAPITAL_ASKS:
+        for ask in rng.sample(CAPITAL_ASKS, 7):
             yield [(ask.format(country), f"The capital of {country} is {city}.")]
 
 
-def _opposites() -> Iterator[Talk]:
+def _opposites(rng: random.Random) -> Iterator[Talk]:
     for word, other in OPPOSITES.items():
         for a, b in ((word, other), (other, word)):
-            for ask in OPPOSITE_ASKS[:3]:
+            for ask in rng.sample(OPPOSITE_ASKS, 4):
                 yield [(ask.format(a), f"The opposite of {a} is {b}.")]
 
 
 def _sums(rng: random.Random) -> Iterator[Talk]:
-    """Sums up to ten, each in two of the wordings."""
+    """Sums up to ten."""
     for a in range(1, 10):
         for b in range(1, 11 - a):
             reply = f"{a} plus {b} is {a + b}."
-            for ask in rng.sample(SUM_ASKS, 2):
+            for ask in rng.sample(SUM_ASKS, 4):
                 yield [(ask.format(NUMBERS[a], NUMBERS[b], a, b), reply)]
+
+
+def _names(rng: random.Random) -> Iterator[Talk]:
+    """Many names, so that what is learned is to look back for the one that was given."""
+    for name in NAMES:
+        for says in rng.sample(NAME_SAYS, 4):
+            first = says.format(name), rng.choice(NAME_REPLIES).format(name)
+            yield [first, (rng.choice(NAME_ASKS), rng.choice(NAME_ANSWERS).format(name))]
+
+
+def _changes_of_subject(rng: random.Random, talks: list[Talk]) -> list[Talk]:
+    """People go on with something else: two talks in one, the second as if alone."""
+    short = [talk for talk in talks if len(talk) <= LONGEST // 2]
+    return [[*rng.choice(short), *talk] for talk in rng.sample(short, len(talks) // 10)]
 
 
 if __name__ == "__main__":

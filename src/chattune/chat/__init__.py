@@ -45,11 +45,20 @@ class Chatbot:
         engine: str = "auto",
         quantize: str = "auto",
     ) -> Self:
-        """Load a run folder, a model folder, a Hub id or `starter`; see load_engine."""
+        """Load a run folder, a model folder, a Hub id or `starter`; see load_engine.
+
+        Replies are drawn as its generation_config.json recommends.
+        """
         from chattune.generate.load import load_engine
 
         loaded = load_engine(run_or_model, engine=engine, quantize=quantize)
-        return cls(loaded.engine, loaded.template, loaded.positions, system=system)
+        return cls(
+            loaded.engine,
+            loaded.template,
+            loaded.positions,
+            decoding=loaded.decoding,
+            system=system,
+        )
 
     def fresh(self, *, system: str | None = None, messages: Sequence[Message] = ()) -> "Chatbot":
         """Another conversation with the same model."""

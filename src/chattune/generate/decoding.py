@@ -1,5 +1,7 @@
 """Decoding parameters: how the next token is drawn."""
 
+import json
+from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -7,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from chattune.errors import ChatError
 
 _GREEDY = 1e-4  # logits over a temperature below this leave fp32's range; greedy is its limit
+
+_RECOMMENDED = ("do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
 class Decoding(BaseModel):
@@ -42,6 +46,25 @@ class Decoding(BaseModel):
     def greedy(self) -> bool:
         """Whether the likeliest token is taken each time."""
         return not self.do_sample or self.temperature <= _GREEDY
+
+    @classmethod
+    def of(cls, folder: Path) -> Self:
+        """What the folder of a model or a run recommends in generation_config.json, else defaults.
+
+        Raises ChatError if what it says there cannot be.
+        """
+        path = folder / "generation_config.json"
+        try:
+            said = json.loads(path.read_text("utf-8"))
+            given = {n: said[n] for n in _RECOMMENDED if said.get(n) is not None}
+        except FileNotFoundError:
+            given = {}
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise ChatError(f"{path}: cannot be read ({error})") from error
+        try:
+            return cls().but(**given)
+        except ChatError as error:
+            raise ChatError(f"{path}: {error}") from error
 
     def but(self, /, **changes: Any) -> Self:
         """A copy with some fields changed, checked again. Raises ChatError naming the field."""

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 from chattune.base import Base
 from chattune.device import Device, find_device
 from chattune.errors import ChatError
-from chattune.generate import Engine
+from chattune.generate import Decoding, Engine
 from chattune.models import find, load, positions
 from chattune.models.gpt_neo_weights import Precision, read_gpt_neo
 from chattune.template import Template
@@ -20,13 +20,15 @@ Quantize = Literal["auto", "none", "int8"]
 class LoadedEngine:
     """An engine with the template it was tuned on; `kind` says what it is, for people.
 
-    `positions` is the number of tokens that prompt and reply may have together.
+    `positions` is the number of tokens that prompt and reply may have together, `decoding` what
+    the run or the model recommends.
     """
 
     engine: Engine
     template: Template
     positions: int
     kind: str
+    decoding: Decoding
 
 
 def load_engine(
@@ -46,7 +48,8 @@ def load_engine(
     unfit = _unfit_for_fast(base, device)
     if engine == "fast" and unfit:
         raise ChatError(f"engine fast: {unfit}; use reference, or auto")
-    template = Template.load(run.folder if run else base.folder)
+    folder = run.folder if run else base.folder
+    template, decoding = Template.load(folder), Decoding.of(folder)
     if engine == "reference" or unfit:
         from chattune.generate.reference import ReferenceEngine
 
@@ -57,7 +60,7 @@ def load_engine(
             model = quantized(model)
         kind = f"reference, {quantize if quantize == 'int8' else 'fp32'}"
         engine_: Engine = ReferenceEngine(model, template.end_ids)
-        return LoadedEngine(engine_, template, positions(base), kind)
+        return LoadedEngine(engine_, template, positions(base), kind, decoding)
 
     from chattune.generate.fast import FastEngine
 
@@ -66,7 +69,7 @@ def load_engine(
         precision = "int8"
     weights = read_gpt_neo(base, run.folder if run else None, precision)
     fast = FastEngine(weights, template.end_ids, bf16=device.bf16)
-    return LoadedEngine(fast, template, positions(base), f"fast, {precision}")
+    return LoadedEngine(fast, template, positions(base), f"fast, {precision}", decoding)
 
 
 def _unfit_for_fast(base: Base, device: Device) -> str | None:

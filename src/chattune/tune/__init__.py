@@ -56,6 +56,7 @@ class Plan:
     prepared: Prepared
     steps: int
     estimate: Estimate
+    decoding: Decoding
 
     def explain(self) -> list[str]:
         """Derived values, each with its reason."""
@@ -84,6 +85,7 @@ def plan(recipe: Recipe) -> Plan:
     from chattune.tune.trainer import total_steps
 
     base = find_base(recipe.base)
+    decoding = Decoding.of(base.folder).but(max_new_tokens=_SAMPLE_TOKENS)
     shape = shape_of(base)
     check_targets(recipe.lora, shape)
     prepared = prepare(recipe)
@@ -98,7 +100,7 @@ def plan(recipe: Recipe) -> Plan:
         tokens_a_row=report.tokens / report.kept,
         supervised=report.supervised_tokens / report.tokens,
     )
-    return Plan(recipe, base, device, prepared, steps, needs)
+    return Plan(recipe, base, device, prepared, steps, needs, decoding)
 
 
 def tune(
@@ -154,10 +156,9 @@ def _save(folder: Path, ready: Plan, model: "PeftModel") -> tuple[list[int], "to
     model.eval()
     runs.write_folder(folder, model.save_pretrained)
     runs.write_folder(folder, template.tokenizer.save_pretrained)
-    runs.write_folder(folder, _generation_config(template).save_pretrained)
+    runs.write_folder(folder, _generation_config(template, ready.decoding).save_pretrained)
     questions = [c.messages[: c.roles.index("assistant")] for c in ready.prepared.examples]
-    settings = Decoding(max_new_tokens=_SAMPLE_TOKENS)
-    replies = sample_replies(model, template, questions[:_SAMPLES], settings)
+    replies = sample_replies(model, template, questions[:_SAMPLES], ready.decoding)
     write_json(folder / runs.SAMPLES, replies)
     write_json(folder / runs.DATA, ready.prepared.report.to_json())
     write_bytes(folder / runs.LOSS_PLOT, loss_plot(folder))
@@ -176,16 +177,17 @@ def _prove_and_seal(
     return runs.seal(folder)
 
 
-def _generation_config(template: Template) -> "GenerationConfig":
+def _generation_config(template: Template, decoding: Decoding) -> "GenerationConfig":
     """For other tools: generate() on the saved model then samples and stops as chattune does."""
     from transformers import GenerationConfig
 
-    default = Decoding()
     return GenerationConfig(
-        do_sample=True,
-        temperature=default.temperature,
-        top_k=default.top_k,
-        top_p=default.top_p,
+        do_sample=decoding.do_sample,
+        temperature=decoding.temperature,
+        top_k=decoding.top_k,
+        top_p=decoding.top_p,
+        min_p=decoding.min_p or None,
+        repetition_penalty=decoding.repetition_penalty,
         eos_token_id=sorted(template.end_ids),
         bos_token_id=template.tokenizer.bos_token_id,
     )
@@ -204,7 +206,7 @@ def _facts(ready: Plan, result: "Result", probe: list[int], difference: float) -
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES}
         | {"python": platform.python_version()},
         "result": asdict(result),
-        "decoding": Decoding().model_dump(exclude={"seed"}) | {"max_new_tokens": _SAMPLE_TOKENS},
+        "decoding": ready.decoding.model_dump(exclude={"seed"}),
         "probe_ids": probe,
         "reload_difference": difference,
     }
