@@ -1,9 +1,9 @@
 """The chatbot on a scripted engine: history, system prompt, settings, and replies cut short."""
 
 import contextlib
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-import shutil
 from pathlib import Path
 
 import pytest

@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from corpus import clean, documents, windows
+
 SCRIPT = Path(__file__).parents[2] / "training/starter/pretrain.py"
 ANIMALS = ["cat", "dog", "horse", "bird", "mouse", "cow", "fox", "bee"]
 
@@ -72,11 +74,6 @@ def test_a_killed_run_goes_on_to_the_same_base(corpus: Path, tmp_path: Path) -> 
 
 
 def test_what_is_held_out_is_not_read(corpus: Path) -> None:
-    sys.path.insert(0, str(SCRIPT.parent))
-    try:
-        from corpus import clean, documents, windows
-    finally:
-        sys.path.pop(0)
     heldout = json.loads((corpus / "heldout.json").read_text())
     texts = documents([corpus], heldout, seed=0)
     assert len(texts) == 20 * 64 - 1

@@ -19,16 +19,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from bits import bits_per_byte
-from corpus import END, documents, encode, train_tokenizer, windows
 from tokenizers import Tokenizer
 from torch import nn
 from transformers import GPTNeoConfig, GPTNeoForCausalLM, PreTrainedTokenizerFast
 
+from bits import bits_per_byte
 from chattune.device import find_device
 from chattune.models.gpt_neo import speed_up
 from chattune.models.packing import positions_of
 from chattune.tune.loss import summed_cross_entropy
+from corpus import END, documents, encode, train_tokenizer, windows
 
 SHORT, LONG = 256, 512
 STEADY, LENGTHEN = 0.45, 0.8  # shares of the tokens

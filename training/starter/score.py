@@ -18,10 +18,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from bits import bits_per_byte
 from torch.nn.functional import cross_entropy
 
-from chattune import Chatbot, Decoding
+from bits import bits_per_byte
+from chattune import Chatbot
 from chattune.conversation import Message
 from chattune.device import find_device
 from chattune.models import Loaded, find, load, load_base
@@ -37,11 +37,17 @@ def main() -> None:
     parser.add_argument("run")
     parser.add_argument("--half", choices=["development", "test"], default="development")
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--temperature", type=float, help="in place of what the run recommends")
     parser.add_argument("--text", type=Path, help="JSON list of texts, for bits_per_byte")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--show", action="store_true", help="print what was wrong")
     given = parser.parse_args()
-    found = score(given.run, given.half, [int(s) for s in given.seeds.split(",")], given.show)
+    bot = Chatbot.load(given.run)
+    bot.decoding = bot.decoding.but(max_new_tokens=96)
+    if given.temperature is not None:
+        bot.decoding = bot.decoding.but(temperature=given.temperature)
+    seeds = [int(seed) for seed in given.seeds.split(",")]
+    found = score(bot, load(given.run, find_device()), given.half, seeds, given.show)
     if given.text:
         texts = json.loads(given.text.read_text("utf-8"))
         found["bits_per_byte"] = round(base_bits_per_byte(given.run, texts), 4)
@@ -51,20 +57,21 @@ def main() -> None:
         print("\n".join(f"{name:18}{value:8.3f}" for name, value in found.items()))
 
 
-def score(run: str, half: str, seeds: Sequence[int], show: bool = False) -> dict[str, float]:
-    """Every figure but bits_per_byte."""
+def score(
+    bot: Chatbot, loaded: Loaded, half: str, seeds: Sequence[int], show: bool = False
+) -> dict[str, float]:
+    """Every figure but bits_per_byte; `loaded` gives the likelihoods of what `bot` says."""
     rows = [
         row
         for line in (Path(__file__).with_name("heldout.jsonl")).read_text("utf-8").splitlines()
         if (row := json.loads(line))["half"] == half
     ]
-    bot = Chatbot.load(run)
     talks = [conversation(row["turns"]) for row in rows]
     marks: dict[str, list[bool]] = {"right": [], "stopped": [], "markers": []}
     repeated = grams = 0
     first: list[str] = []
     for seed in seeds:
-        decoding = Decoding(seed=seed, max_new_tokens=96)
+        decoding = bot.decoding.but(seed=seed)
         for row, talk in zip(rows, talks, strict=True):
             reply = bot.fresh(messages=talk[:-1]).reply(talk[-1].content, decoding)
             right = is_right(reply.text, row["must"], row["must_not"])
@@ -80,7 +87,7 @@ def score(run: str, half: str, seeds: Sequence[int], show: bool = False) -> dict
     shares = {name: round(sum(values) / len(values), 4) for name, values in marks.items()}
     return shares | {
         "repeated_4grams": round(repeated / max(1, grams), 4),
-        "own_prompt": round(own_prompt(load(run, find_device()), talks, first), 4),
+        "own_prompt": round(own_prompt(loaded, talks, first), 4),
         "prompts": len(rows),
     }
 
