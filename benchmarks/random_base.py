@@ -4,7 +4,6 @@ python benchmarks/random_base.py 125m TOKENIZER_FOLDER OUT
 """
 
 import argparse
-import shutil
 from pathlib import Path
 
 import torch
@@ -62,5 +61,6 @@ if __name__ == "__main__":
     parser.add_argument("tokenizer", type=Path)
     parser.add_argument("out", type=Path)
     given = parser.parse_args()
-    shutil.rmtree(given.out, ignore_errors=True)
+    if given.out.exists():
+        parser.error(f"{given.out}: is there already")
     make(given.size, given.tokenizer, given.out)

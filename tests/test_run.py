@@ -119,6 +119,17 @@ def test_a_run_sealed_again_holds_its_new_files(sealed: Path) -> None:
     Run.open(sealed)
 
 
+def test_what_is_made_of_a_run_later_is_not_sealed(sealed: Path) -> None:
+    """The int8 weights come when it is first talked to, and go when it is trained on."""
+    for name in (runs.INT8, ".README.md.half-written"):
+        (sealed / name).write_text("x")
+    assert Run.open(runs.seal(sealed).folder)
+    (sealed / runs.INT8).write_text("y")
+    assert Run.open(sealed)
+    runs.unseal(sealed)
+    assert not (sealed / runs.INT8).exists()
+
+
 def test_unsealing_twice_is_no_error(sealed: Path) -> None:
     runs.unseal(sealed)
     runs.unseal(sealed)

@@ -1,6 +1,7 @@
 """Words on their way to ids: no text forges a boundary, and training equals chatting."""
 
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -188,6 +189,19 @@ def test_more_conversations_than_a_batch_keep_their_order(template: Template) ->
     asked = (Conversation.of(("user", f"number {i}"), ("assistant", str(i))) for i in range(1203))
     replies = [template.decode(supervised_ids(r)) for r in template.render_many(asked)]
     assert replies == [str(i) for i in range(1203)]
+
+
+def test_long_conversations_are_not_gathered_by_the_thousand(template: Template) -> None:
+    read = 0
+
+    def long() -> Iterator[Conversation]:
+        nonlocal read
+        for _ in range(50):
+            read += 1
+            yield Conversation.of(("user", "Hi"), ("assistant", "word " * 40_000))
+
+    next(template.render_many(long()))
+    assert read <= 6
 
 
 def test_no_conversations_render_to_nothing(template: Template) -> None:

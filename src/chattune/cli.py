@@ -236,8 +236,9 @@ def quickstart(
         run = _tune(chosen, output, resume=(output / "recipe.yaml").is_file())
     loaded = load(run.folder, find_device())
     questions = [[q] for q in QUESTIONS]
+    decoding = Decoding.of(run.folder).but(max_new_tokens=64)
     _print_samples(
-        sample_replies(loaded.model, loaded.template, questions, Decoding(max_new_tokens=64))
+        sample_replies(loaded.model, loaded.template, questions, decoding, loaded.positions)
     )
     if no_ui:
         _note(f"talk to it: chattune chat {output}")

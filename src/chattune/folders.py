@@ -34,7 +34,8 @@ def whole_folder(folder: Path, option: str) -> Iterator[Path]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
         yield aside
-        aside.chmod(0o755)  # temporary folders are private
+        for path in (aside, *aside.rglob("*")):  # temporary folders are private, and safetensors
+            path.chmod(0o755 if path.is_dir() else 0o644)
         if folder.is_dir():  # the current folder, a mount point, a damaged entry of the cache
             for file in aside.iterdir():
                 file.replace(folder / file.name)

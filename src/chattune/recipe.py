@@ -60,8 +60,10 @@ class TrainingRecipe(Section):
 
     steps: int | None = Field(None, ge=1, description="Optimiser steps; or give `epochs`.")
     epochs: float | None = Field(None, gt=0, description="Passes over the data; or give `steps`.")
-    batch_size: int = Field(4, ge=1, description="Conversations in a forward pass.")
-    accumulation: int = Field(4, ge=1, description="Forward passes in an optimiser step.")
+    batch_size: int = Field(4, ge=1, description="Conversations of a step, times `accumulation`.")
+    accumulation: int = Field(
+        4, ge=1, description="Factor of `batch_size`; memory decides how a step is laid out."
+    )
     learning_rate: float = Field(2e-4, gt=0, description="AdamW's, after warm-up.")
     warmup_ratio: float = Field(0.03, ge=0, lt=1, description="Share of the steps that warm up.")
     schedule: Literal["constant", "linear", "cosine"] = Field(

@@ -27,6 +27,7 @@ LOSS_PLOT = "loss.png"
 CARD = "README.md"
 CHECKPOINTS = "checkpoints"
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
+INT8 = "int8.safetensors"  # made of the adapter and the base when the run is first talked to
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,7 @@ def write_folder(folder: Path, save: Callable[[Path], object]) -> None:
     try:
         save(aside)
         for file in aside.iterdir():
+            file.chmod(0o644)  # some libraries write for their user alone
             file.replace(folder / file.name)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
@@ -117,14 +119,16 @@ def write_folder(folder: Path, save: Callable[[Path], object]) -> None:
 
 def seal(folder: Path) -> Run:
     """Write the manifest: from here on the run counts as finished."""
-    files = sorted(f for f in folder.iterdir() if f.is_file() and f.name != MANIFEST)
+    names = sorted(f.name for f in folder.iterdir() if f.is_file() and f.name[0] != ".")
+    files = [folder / name for name in names if name not in (MANIFEST, INT8)]
     write_json(folder / MANIFEST, {"files": {f.name: _describe(f) for f in files}})
     return Run(folder)
 
 
 def unseal(folder: Path) -> None:
-    """Take the manifest away before a finished run is trained on."""
-    (folder / MANIFEST).unlink(missing_ok=True)
+    """Take the manifest away before a finished run is trained on, and what was made of it."""
+    for name in (MANIFEST, INT8):
+        (folder / name).unlink(missing_ok=True)
 
 
 def _describe(path: Path) -> dict[str, Any]:

@@ -11,7 +11,6 @@ import functools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +49,7 @@ _OPEN, _CLOSE = "\ue000", "\ue001"
 _PROBE = Conversation.of(
     ("user", "How far is it?"), ("assistant", "Two miles."), ("user", "And back?")
 )
-_BATCH = 1000
+_BATCH, _BATCH_TEXT = 1000, 1_000_000  # conversations and characters tokenised at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +117,8 @@ class Template:
         return next(self.render_many([conversation]))
 
     def render_many(self, conversations: Iterable[Conversation]) -> Iterator[Rendered]:
-        """Render in order, tokenising a thousand conversations at a time."""
-        rows = iter(conversations)
-        while batch := list(islice(rows, _BATCH)):
+        """Render in order, tokenising many conversations at a time."""
+        for batch in _batches(conversations):
             words = iter(self._encode([m.content for c in batch for m in c.messages]))
             for conversation in batch:
                 yield self._join(conversation.roles, [next(words) for _ in conversation.messages])
@@ -237,3 +235,17 @@ class Template:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+
+
+def _batches(conversations: Iterable[Conversation]) -> Iterator[list[Conversation]]:
+    """Encodings take a hundred bytes a token, so a batch ends by its text too."""
+    batch: list[Conversation] = []
+    text = 0
+    for conversation in conversations:
+        batch.append(conversation)
+        text += sum(len(m.content) for m in conversation.messages)
+        if len(batch) == _BATCH or text >= _BATCH_TEXT:
+            yield batch
+            batch, text = [], 0
+    if batch:
+        yield batch

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from chattune.conversation import Conversation
 from chattune.data.fit import Cuts, fit
 from chattune.recipe import DataRecipe
-from chattune.template import Rendered
+from chattune.template import Rendered, Template
 from rows import template
 
 Fitted = tuple[list[tuple[Conversation, Rendered]], dict[str, int], dict[str, int]]
@@ -71,6 +71,22 @@ def test_whole_turns_are_left_out_first(kept_turns: int) -> None:
         "tokens": size(TALK) - size(shorter),
         "replies": 3 - kept_turns // 2,
     }
+
+
+def test_turns_far_behind_the_cut_are_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    rendered = 0
+    plain = Template.render
+
+    def counted(self: Template, conversation: Conversation) -> Rendered:
+        nonlocal rendered
+        rendered += 1
+        return plain(self, conversation)
+
+    monkeypatch.setattr(Template, "render", counted)
+    words = ["Go on.", "One more sentence stands here."] * 300
+    ((kept, _),), _, _ = fitted(say(*words), max_length=64)
+    assert 2 <= len(kept.messages) < 20
+    assert rendered < 10
 
 
 def test_a_system_message_stays_with_the_turns_that_fit() -> None:

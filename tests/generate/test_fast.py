@@ -8,14 +8,25 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoConfig, GPTNeoForCausalLM
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
+    LlamaConfig,
+)
+from transformers.pytorch_utils import Conv1D
 
 from chattune.base import find_base, starter_folder
 from chattune.device import find_device
-from chattune.errors import ChatError
+from chattune.errors import BaseError, ChatError
 from chattune.generate import Decoding
 from chattune.generate.fast import FastEngine
+from chattune.generate.int8_linear import quantized
 from chattune.generate.load import load_engine
 from chattune.models import load
 from chattune.models.gpt_neo_weights import Precision, read_gpt_neo
@@ -194,6 +205,65 @@ def test_closing_the_iterator_frees_the_slot(folder: Path) -> None:
     assert len(written(fast, prompt(6), GREEDY.but(max_new_tokens=3))) == 3
 
 
+def test_two_chats_with_the_same_beginning_keep_a_slot_each(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every prompt begins with the template's header, which is no reason to share a slot."""
+    fast = engine(folder, slots=2)
+    prefilled: list[int] = []
+    prefill = fast._model.prefill
+
+    def watched(slot: int, tokens: list[int], start: int) -> torch.Tensor:
+        prefilled.append(len(tokens))
+        return prefill(slot, tokens, start)
+
+    monkeypatch.setattr(fast._model, "prefill", watched)
+    settings = GREEDY.but(max_new_tokens=4)
+    chats = [prompt(7) + prompt(40, seed=s) for s in (1, 2)]
+    for _ in range(2):
+        for i, ids in enumerate(chats):
+            chats[i] = ids + written(fast, ids, settings) + [9, 9]
+    assert prefilled == [47, 47, 3, 3]
+
+
+def test_a_step_that_breaks_off_leaves_no_trace(
+    folder: Path, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C in the middle of a prefill, and in the middle of a step that serves another too."""
+    fast = engine(folder)
+    other = fast.generate([prompt(20, seed=8)], GREEDY.but(max_new_tokens=30))
+    begun = [next(other)[1] for _ in range(5)]
+    for broken in ("_finish", "_attend"):
+        with monkeypatch.context() as patch:
+            if broken == "_finish":
+                patch.setattr(fast._model, "_finish", interrupted(after=2))
+            else:
+                patch.setattr("chattune.generate.gpt_neo._attend", interrupted(after=0))
+            with pytest.raises(KeyboardInterrupt):
+                written(fast, prompt(300), GREEDY)
+    settings = GREEDY.but(max_new_tokens=20)
+    assert written(fast, prompt(300), settings) == by_transformers(model, prompt(300), 20)
+    rest = [token for _, token in other]
+    assert begun + rest == by_transformers(model, prompt(20, seed=8), 30)
+
+
+def interrupted(after: int) -> Any:
+    calls = iter(range(after))
+
+    def call(*given: Any) -> torch.Tensor:
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+        return given[1]
+
+    return call
+
+
+@pytest.mark.parametrize("length", [0, 1025])
+def test_a_prompt_that_cannot_be_is_refused(folder: Path, length: int) -> None:
+    with pytest.raises(ChatError, match=f"a prompt of {length} tokens; the model takes 1 to 1024"):
+        written(engine(folder), [1] * length, GREEDY)
+
+
 def test_several_threads_are_answered_together(folder: Path) -> None:
     prompts = [prompt(20 + n, seed=n) for n in range(6)]
     settings = GREEDY.but(max_new_tokens=40)
@@ -246,23 +316,43 @@ def test_an_unknown_choice_lists_those_there_are(folder: Path, choice: dict[str,
         load_engine(folder, **choice)
 
 
-def test_the_reference_engine_in_int8_is_near_its_fp32(tmp_path: Path) -> None:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from chattune.generate.int8_linear import quantized
-
+@pytest.mark.parametrize("bf16", [True, False])
+@pytest.mark.parametrize(
+    "config",
+    [
+        # Wide enough that some matrices are multiplied another way than others.
+        LlamaConfig(vocab_size=99, hidden_size=64, intermediate_size=1 << 16, num_hidden_layers=2,
+                    num_attention_heads=4),
+        GPT2Config(vocab_size=99, n_embd=64, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0),
+    ],
+    ids=["llama", "gpt2"],
+)  # fmt: skip
+def test_the_reference_engine_in_int8_is_near_its_fp32(config: Any, bf16: bool) -> None:
     torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=99, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
-            num_attention_heads=4,
-        )
-    ).eval()  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config).eval()
+    assert sum(type(m) in (nn.Linear, Conv1D) for m in model.modules()) >= 9
     ids = torch.randint(0, 99, (1, 30))
     with torch.no_grad():
         exact = model(ids).logits
-        rounded = quantized(model)(ids).logits.float()
+        rounded = quantized(model, bf16=bf16)(ids).logits.float()
     assert 0 < float((exact - rounded).abs().max() / exact.abs().max()) < 0.05
+    assert not any(type(m) in (nn.Linear, Conv1D) for m in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("model.safetensors", b"\x08", "model.safetensors cannot be read"),
+        ("config.json", b'{"model_type": "gpt_neo"}', "its config.json lacks attention_types"),
+    ],
+)
+def test_a_damaged_base_is_named(
+    name: str, content: bytes, said: str, folder: Path, tmp_path: Path
+) -> None:
+    base = Path(shutil.copytree(folder, tmp_path / "base"))
+    (base / name).write_bytes(content)
+    with pytest.raises(BaseError, match=said):
+        load_engine(base)
 
 
 def test_an_adapter_is_merged(tiny_run: Run) -> None:
@@ -292,3 +382,18 @@ def test_a_run_in_int8_is_saved_once_and_read_again(tiny_run: Run, tmp_path: Pat
     third = load_engine(run, quantize="int8")
     assert list(third.engine.generate([[5, 6, 7]], settings)) == reply
     assert load_file(saved)
+    assert saved.stat().st_mode & 0o777 == 0o644  # others may talk to it too
+    assert not list(run.glob(".*"))
+    Run.open(run)
+
+
+def test_a_run_in_int8_that_cannot_be_saved_is_talked_to(
+    tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise SafetensorError("No space left on device")
+
+    run = shutil.copytree(tiny_run.folder, tmp_path / "run")
+    monkeypatch.setattr("chattune.models.gpt_neo_weights.save_file", full)
+    assert load_engine(run, quantize="int8").engine.generate([[5]], GREEDY)
+    assert not list(run.glob("int8*"))

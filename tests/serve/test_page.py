@@ -65,9 +65,10 @@ def engine(template: Template, *replies: str, pause: float = 0) -> Recorder:
 
 
 @contextmanager
-def opened(template: Template, engine: Recorder) -> Iterator[str]:
+def opened(template: Template, engine: Recorder, decoding: Decoding | None = None) -> Iterator[str]:
     """The address of a page for as long as the context lasts."""
-    page = chat_page(Chatbot(engine, template, POSITIONS), "a title").queue(max_size=32)
+    bot = Chatbot(engine, template, POSITIONS, decoding=decoding)
+    page = chat_page(bot, "a title").queue(max_size=32)
     url = open_page(page, "127.0.0.1", None)
     try:
         yield url
@@ -107,6 +108,38 @@ def test_settings_reach_the_engine(template: Template) -> None:
     assert (used.temperature, used.top_k, used.top_p) == (0.3, 7, 0.5)
     assert (used.max_new_tokens, used.repetition_penalty) == (40, 1.2)
     assert "Speak like a pirate." in template.decode(bot.prompts[0])
+
+
+@pytest.mark.parametrize(
+    "decoding",
+    [
+        Decoding(temperature=2.5, top_k=1000, top_p=0.01, repetition_penalty=0.9),
+        Decoding(do_sample=False),
+    ],
+    ids=["far out", "greedy"],
+)
+def test_an_untouched_page_says_what_the_model_recommends(
+    decoding: Decoding, template: Template
+) -> None:
+    bot = engine(template, "yes")
+    with opened(template, bot, decoding) as url:
+        assert visitor(url).predict("hi", api_name="/chat") == "yes"
+    if decoding.greedy:
+        assert bot.settings[0].greedy
+    else:
+        assert bot.settings == [decoding.but(max_new_tokens=bot.settings[0].max_new_tokens)]
+
+
+def test_visitors_are_answered_together_where_the_engine_can(template: Template) -> None:
+    bot = engine(template, "word " * 40, pause=0.05)
+    bot.at_once = 2
+    with opened(template, bot) as url:
+        jobs = [visitor(url).submit("talk", api_name="/chat") for _ in range(2)]
+        for job in jobs:
+            next(iter(job))
+        assert not any(job.done() for job in jobs)
+        for job in jobs:
+            job.cancel()
 
 
 @pytest.mark.parametrize(

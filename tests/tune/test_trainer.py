@@ -108,14 +108,9 @@ def gradients(base: Path, budget: int) -> tuple[float, list[torch.Tensor]]:
     batch = trainer.collate([prepared.train[i] for i in range(16)])
     nats = losses.SupervisedLoss(model, packs=True)
     supervised = (batch["labels"] != IGNORED).sum()
-    ids, labels = (batch[k].split(batch["lengths"], dim=1) for k in ("input_ids", "labels"))
     total = 0.0
-    for pack in trainer.packs(batch["lengths"], budget):
-        part = nats(
-            torch.cat([ids[i] for i in pack], dim=1),
-            torch.cat([labels[i] for i in pack], dim=1),
-            [batch["lengths"][i] for i in pack],
-        )
+    for pack in trainer.passes(batch, budget):
+        part = nats(*pack)
         (part / supervised).backward()
         total += part.item()
     return total / int(supervised), [

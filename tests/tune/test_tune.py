@@ -10,15 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import MambaConfig, MambaForCausalLM
 
 from chattune.chat import Chatbot
+from chattune.conversation import Message
 from chattune.device import Device, find_device
 from chattune.errors import BaseError, Interrupted, OutputError, RecipeError, RunError
 from chattune.generate import Decoding
-from chattune.recipe import Recipe
+from chattune.models import load
+from chattune.models.lora import add_lora
+from chattune.recipe import LoraRecipe, Recipe
 from chattune.run import Run
 from chattune.tune import plan, tune
 from chattune.tune.progress import Unwatched
+from chattune.tune.samples import sample_replies
 from conftest import TALK, Outcome, write_talk
 
 
@@ -377,7 +382,133 @@ def test_a_run_that_stopped_early_has_nothing_to_go_on_with(
     assert (run.folder / "manifest.json").read_bytes() == before
 
 
-def test_bf16_autocast_trains_alike(
+def test_a_finished_run_whose_checkpoints_are_gone_is_not_trained_anew(
+    tiny_base: Path, talk_file: Path, tmp_path: Path
+) -> None:
+    plain = recipe(tiny_base, talk_file, training__steps=2)
+    run = tune(plain, tmp_path / "run")
+    shutil.rmtree(run.folder / "checkpoints")
+    assert tune(plain, run.folder, resume=True) == run
+    more = recipe(tiny_base, talk_file, training__steps=4)
+    with pytest.raises(RunError, match="its checkpoints are gone"):
+        tune(more, run.folder, resume=True)
+    Run.open(run.folder)
+
+
+def test_going_on_over_other_conversations_or_weights_is_refused(
+    tiny_base: Path, talk_file: Path, tmp_path: Path
+) -> None:
+    base = Path(shutil.copytree(tiny_base, tmp_path / "base"))
+    run = tune(recipe(base, talk_file, training__steps=2), tmp_path / "run")
+    more = recipe(base, talk_file, training__steps=4)
+    talk = talk_file.read_bytes()
+    write_talk(talk_file, [*TALK, ("One more?", "Yes, one more.")])
+    with pytest.raises(RunError, match="no longer holds the conversations"):
+        tune(more, run.folder, resume=True)
+    talk_file.write_bytes(talk)
+    weights = bytearray((base / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (base / "model.safetensors").write_bytes(weights)
+    with pytest.raises(RunError, match="no longer holds the weights"):
+        tune(more, run.folder, resume=True)
+
+
+def test_a_signal_where_a_validation_is_due_leaves_none_out(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    class Impatient(Unwatched):
+        def step(self, step: int, loss: float | None, tokens_per_s: float) -> None:
+            if step == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    data = write_talk(tmp_path / "t.jsonl", [(f"{q} ({i})", a) for i in range(8) for q, a in TALK])
+    plain = recipe(tiny_base, data, data__validation=0.25)
+    whole = tune(plain, tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        tune(plain, tmp_path / "run", watcher=Impatient())
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as half_written:
+        half_written.write('{"step": 3, "lo')
+    resumed = tune(plain, tmp_path / "run", resume=True)
+    keys = ("step", "loss", "validation_loss")
+    ours, theirs = (
+        [{k: m.get(k) for k in keys} for m in metrics(run.folder)] for run in (resumed, whole)
+    )
+    assert ours == theirs
+    assert sum("validation_loss" in m for m in metrics(whole.folder)) == 2
+
+
+def test_patience_is_counted_on_over_a_stop(tiny_base: Path, tmp_path: Path) -> None:
+    class Impatient(Unwatched):
+        def validated(self, step: int, loss: float) -> None:
+            if step == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    data = write_talk(tmp_path / "t.jsonl", [(f"{q} ({i})", a) for i in range(8) for q, a in TALK])
+    wild = recipe(
+        tiny_base, data, data__validation=0.25, training__steps=40, training__patience=2,
+        training__learning_rate=3.0, training__evaluate_every=1, training__warmup_ratio=0,
+    )  # fmt: skip
+    whole = tune(wild, tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        tune(wild, tmp_path / "run", watcher=Impatient())
+    resumed = tune(wild, tmp_path / "run", resume=True)
+    assert resumed.facts["result"]["steps"] == whole.facts["result"]["steps"] < 40
+
+
+def test_patience_needs_something_to_lose_it_over(
+    tiny_base: Path, talk_file: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(RecipeError, match=r"training\.patience: nothing is held out"):
+        tune(recipe(tiny_base, talk_file, training__patience=1), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_base_that_recommends_greedy_is_tuned_and_sampled_so(
+    tiny_base: Path, talk_file: Path, tmp_path: Path
+) -> None:
+    base = Path(shutil.copytree(tiny_base, tmp_path / "base"))
+    (base / "generation_config.json").write_text('{"do_sample": false, "eos_token_id": 0}')
+    run = tune(recipe(base, talk_file, training__steps=1), tmp_path / "run")
+    assert Decoding.of(run.folder).greedy
+
+
+def test_attention_dropout_is_left_to_transformers(
+    tiny_base: Path, talk_file: Path, tmp_path: Path
+) -> None:
+    base = Path(shutil.copytree(tiny_base, tmp_path / "base"))
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "attention_dropout": 0.5}))
+    losses = [
+        [m["loss"] for m in metrics(tune(recipe(b, talk_file), tmp_path / name).folder)]
+        for b, name in ((base, "with"), (tiny_base, "without"))
+    ]
+    assert losses[0] != losses[1]
+
+
+def test_samples_end_where_the_positions_do(tiny_base: Path) -> None:
+    loaded = load(tiny_base, find_device())
+    question = [Message("user", "word " * 50)]
+    prompt = loaded.template.prompt(question)
+    endless = Decoding(max_new_tokens=96, temperature=0)
+    adapted = add_lora(loaded.model, LoraRecipe(), 0)
+    (row,) = sample_replies(adapted, loaded.template, [question], endless, loaded.positions)
+    assert row["tuned"]["tokens"] == loaded.positions - len(prompt) < 96
+
+
+def test_a_base_without_attention_can_be_planned(
+    tiny_base: Path, talk_file: Path, tmp_path: Path
+) -> None:
+    config = MambaConfig(
+        vocab_size=8192, hidden_size=16, num_hidden_layers=1, state_size=4, bos_token_id=0,
+        eos_token_id=0,
+    )  # fmt: skip
+    MambaForCausalLM(config).save_pretrained(tmp_path / "mamba")
+    for file in tiny_base.glob("tokenizer*"):
+        shutil.copy(file, tmp_path / "mamba")
+    assert plan(recipe(tmp_path / "mamba", talk_file)).estimate.memory > 0
+
+
+def test_bf16_trains_alike(
     tiny_base: Path, talk_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where a machine has it; weights and adapter stay in fp32."""

@@ -11,6 +11,7 @@ the base.
 """
 
 import argparse
+import hashlib
 import json
 import time
 from itertools import islice
@@ -73,7 +74,19 @@ def main() -> None:
 def prepare(given: argparse.Namespace, heldout: list[str]) -> tuple[Tokenizer, np.ndarray]:
     """The tokenizer and the corpus in its ids, made once for one OUT."""
     kept, ids = given.out / "tokenizer.json", given.out / "tokens.npy"
+    made_of = given.out / "corpus.json"
+    now = {
+        "corpus": {
+            str(f.name): f.stat().st_size for d in given.corpus for f in d.glob("*.parquet")
+        },
+        "heldout": hashlib.sha256(json.dumps(heldout).encode()).hexdigest(),
+        "vocabulary": given.vocabulary,
+        "seed": given.seed,
+    }
+    if ids.exists() and json.loads(made_of.read_text("utf-8")) != now:
+        raise SystemExit(f"{given.out}: holds another corpus, tokenizer or seed; choose another")
     if not ids.exists():
+        made_of.write_text(json.dumps(now), "utf-8")
         texts = documents(given.corpus, heldout, given.seed)
         characters = sum(map(len, texts))
         print(f"{len(texts)} documents, {characters / 1e6:.1f} M characters", flush=True)
@@ -208,7 +221,10 @@ def train(training: Training, stream: np.ndarray, held: list[int], texts: list[s
     given, at = training.given, training.at
     micro = min(given.batch, MICRO.get(training.model.device.type, 2048))
     n_bytes = sum(len(text.encode()) for text in texts)
-    log = (given.out / "log.jsonl").open("a", encoding="utf-8")
+    path = given.out / "log.jsonl"
+    lines = path.read_text("utf-8").splitlines(keepends=True) if path.exists() else []
+    path.write_text("".join(x for x in lines if json.loads(x)["step"] <= at["step"]), "utf-8")
+    log = path.open("a", encoding="utf-8")
     before, started, saved = at["seconds"], time.monotonic(), time.monotonic()
     length, rows = 0, iter(())
     while at["tokens"] < given.tokens:

@@ -131,7 +131,7 @@ def own_prompt(loaded: Loaded, talks: list[list[Message]], replies: list[str]) -
 
 def nats(loaded: Loaded, prompt: list[int], words: list[int]) -> float:
     """Of the words after the prompt."""
-    ids = torch.tensor([[*prompt, *words]])[:, -loaded.positions :]
+    ids = torch.tensor([[*prompt, *words]], device=loaded.model.device)[:, -loaded.positions :]
     logits = loaded.model(ids).logits[0, -len(words) - 1 : -1]
     return cross_entropy(logits.float(), ids[0, -len(words) :], reduction="sum").item()
 

@@ -64,10 +64,14 @@ def fit(
 def _shorten(conversation: Conversation, template: Template, room: int) -> Conversation | str:
     """Fewer turns if that is enough, else fewer sentences in the first reply that does not fit."""
     replies = [i for i, role in enumerate(conversation.roles) if role == "assistant"]
-    for last in reversed(replies):
+    fitting = None
+    for last in replies:  # from the front: a long one has many turns that are never looked at
         turns = Conversation(conversation.messages[: last + 1])
-        if len(template.render(turns).ids) <= room:
-            return turns
+        if len(template.render(turns).ids) > room:
+            break
+        fitting = turns
+    if fitting is not None:
+        return fitting
     first = Conversation(conversation.messages[: replies[0] + 1])
     reply = first.messages[-1]
     # Room for the words: what the conversation takes with no words in the reply.

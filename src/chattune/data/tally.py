@@ -17,7 +17,7 @@ class Tally:
     """What the report needs, counted while conversations pass by."""
 
     def __init__(self) -> None:
-        self.lengths: list[int] = []
+        self.lengths: Counter[int] = Counter()
         self.supervised = 0
         self.turns: Counter[int] = Counter()
         self.held_out: list[Conversation] = []
@@ -26,7 +26,7 @@ class Tally:
 
     def add(self, conversation: Conversation, rendered: Rendered, held_out: bool) -> None:
         """Count one kept conversation."""
-        self.lengths.append(len(rendered.ids))
+        self.lengths[len(rendered.ids)] += 1
         self.supervised += sum(rendered.supervised)
         self.turns[conversation.roles.count("assistant")] += 1
         self.validation += held_out
@@ -44,7 +44,8 @@ class Tally:
         self, source: str, reading: Reading, dropped: Counter[str], cuts: Cuts, key: str
     ) -> DataReport:
         """The report of all that was added."""
-        kept = len(self.lengths)
+        lengths = list(self.lengths.elements())
+        kept = len(lengths)
         return DataReport(
             source=source,
             format=reading.format,
@@ -53,11 +54,11 @@ class Tally:
             dropped={reason: n for reason, n in sorted(dropped.items()) if n},
             train=kept - self.validation,
             validation=self.validation,
-            tokens=sum(self.lengths),
+            tokens=sum(lengths),
             supervised_tokens=self.supervised,
             cut=asdict(cuts),
             turns=dict(sorted(self.turns.items())),
-            length_quantiles=length_quantiles(self.lengths) if self.lengths else {},
+            length_quantiles=length_quantiles(lengths) if lengths else {},
             languages=languages(self.trained + self.held_out),
             fingerprint=key,
         )

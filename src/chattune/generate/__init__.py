@@ -1,7 +1,7 @@
 """Engines write tokens; everything above them is the same for each.
 
-An engine is whatever has this `generate`: the reference (any transformers model), or the scripted
-one, which needs no torch.
+An engine is whatever has this `generate`: the fast one (GPT-Neo), the reference (any transformers
+model), or the scripted one, which needs no torch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,9 @@ __all__ = ["Decoding", "Engine"]
 
 
 class Engine(Protocol):
-    """Writes tokens after prompts."""
+    """Writes tokens after prompts; `at_once` is how many threads may ask for some together."""
+
+    at_once: int
 
     def generate(
         self, prompts: Sequence[Sequence[int]], decoding: Decoding

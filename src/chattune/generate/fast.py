@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from chattune.errors import ChatError
 from chattune.generate.decoding import Decoding
 from chattune.generate.gpt_neo import GptNeo
 from chattune.generate.sampling import next_token
@@ -50,6 +51,7 @@ class FastEngine:
         slots: int = _SLOTS,
     ) -> None:
         """`bf16` says whether this machine multiplies bf16 fast."""
+        self.at_once = slots
         self._model = GptNeo(weights, slots, bf16=bf16)
         self._end_ids = frozenset(end_ids)
         self._slots: list[_Request | None] = [None] * slots
@@ -60,7 +62,14 @@ class FastEngine:
     def generate(
         self, prompts: Sequence[Sequence[int]], decoding: Decoding | Sequence[Decoding]
     ) -> Iterator[tuple[int, int]]:
-        """Yield (index of prompt, token id); see Engine. One decoding for all, or one for each."""
+        """Yield (index of prompt, token id); see Engine. One decoding for all, or one for each.
+
+        Raises ChatError for a prompt that is empty or longer than the model's positions.
+        """
+        most = self._model.positions
+        for prompt in prompts:
+            if not 0 < len(prompt) <= most:
+                raise ChatError(f"a prompt of {len(prompt)} tokens; the model takes 1 to {most}")
         each = [decoding] * len(prompts) if isinstance(decoding, Decoding) else decoding
         requests = [
             _Request(list(prompt), settings, random.Random(settings.seed))
@@ -72,7 +81,11 @@ class FastEngine:
             while not all(r.done and not r.ready for r in requests):
                 with self._lock:
                     if not any(r.ready for r in requests):
-                        self._step()
+                        try:
+                            self._step()
+                        except BaseException:
+                            self._start_again()
+                            raise
                     fresh = [(i, r.ready.popleft()) for i, r in enumerate(requests) if r.ready]
                 yield from fresh
         finally:
@@ -87,11 +100,18 @@ class FastEngine:
             elif request in self._waiting:
                 self._waiting.remove(request)
 
+    def _start_again(self) -> None:
+        """After a step that broke off: what is in the slots may be half a step, so none is kept."""
+        for slot, request in enumerate(self._slots):
+            if request is not None:
+                self._slots[slot], self._cached[slot] = None, []
+                self._waiting.appendleft(request)
+
     @torch.inference_mode()
     def _step(self) -> None:
         """Let waiting prompts in, then one token for every slot that is in use."""
         while self._waiting and None in self._slots:
-            self._admit(self._waiting.popleft())
+            self._admit()
         busy = [(slot, r) for slot, r in enumerate(self._slots) if r is not None]
         if not busy:
             return
@@ -102,23 +122,24 @@ class FastEngine:
             self._cached[slot].append(token)
             self._take(slot, request, row)
 
-    def _admit(self, request: _Request) -> None:
-        """Prefill a prompt into the free slot that shares most with it, and draw its first token.
+    def _admit(self) -> None:
+        """Prefill the next prompt into a free slot, and draw its next token.
 
-        Its last token is computed in any case, for the logits. With a seed nothing is reused:
-        keys that came from single steps are rounded otherwise than those of a prefill, and the
-        same seed is to give the same reply.
+        The slot is the one where most is gained: keys that it shares, less those it would lose. Its
+        last token is computed in any case, for the logits. With a seed nothing is reused: keys that
+        came from single steps are rounded otherwise than those of a prefill, and the same seed is
+        to give the same reply.
         """
+        request = self._waiting[0]
+        tokens = request.prompt + request.reply  # a reply is there if a step broke off
+        reuse = len(tokens) - 1 if request.decoding.seed is None else 0
         free = [slot for slot, used in enumerate(self._slots) if used is None]
-        prompt = request.prompt
-        reuse = len(prompt) - 1 if request.decoding.seed is None else 0
-        shared = {s: min(_common(self._cached[s], prompt), reuse) for s in free}
-        # Of equals the emptiest, so that a new chat does not push an old one out.
-        slot = max(free, key=lambda s: (shared[s], -len(self._cached[s])))
+        shared = {s: min(_common(self._cached[s], tokens), reuse) for s in free}
+        slot = max(free, key=lambda s: 2 * shared[s] - len(self._cached[s]))
         start = self._model.rewind(slot, shared[slot])
-        self._slots[slot], self._cached[slot] = request, prompt
-        logits = self._model.prefill(slot, prompt[start:], start)
-        self._cached[slot] = list(prompt)
+        self._slots[slot], self._cached[slot] = self._waiting.popleft(), []
+        logits = self._model.prefill(slot, tokens[start:], start)
+        self._cached[slot] = tokens
         self._take(slot, request, logits)
 
     def _take(self, slot: int, request: _Request, logits: torch.Tensor) -> None:

@@ -1,4 +1,4 @@
-"""GPT-Neo's forward pass with a static cache, for decoding.
+"""GPT-Neo's forward pass with a static cache, for decoding on a CPU.
 
 The residual stream, attention and the cache are in fp32, the matrices in what the weights were
 rounded to. PyTorch's attention for one query is eight times as fast on fp32 keys as on bf16 ones
@@ -97,7 +97,7 @@ class GptNeo:
         for slot, length in zip(slots, lengths, strict=True):
             self._make_room(slot, length, 1)
         h = self._embed(tokens, lengths)
-        attend = _Step(slots, lengths, [self._start[s] for s in slots], self._window, h.device)
+        attend = _Step(slots, lengths, [self._start[s] for s in slots], self._window)
         for layer in self._layers:
             q, k, v = self._project(layer, h)
             h = self._finish(layer, h, attend(layer, q, k, v))
@@ -108,8 +108,8 @@ class GptNeo:
         self._make_room(slot, start, count)
         h = self._embed(tokens, range(start, stop))
         back = torch.arange(start, stop)[:, None] - torch.arange(stop)
-        seen = (back >= 0).to(h.device)
-        near = seen & (back < self._window).to(h.device)
+        seen = back >= 0
+        near = seen & (back < self._window)
         for layer in self._layers:
             q, k, v = self._project(layer, h)
             first = self._start[slot] if layer.local else 0
@@ -142,11 +142,8 @@ class GptNeo:
         self._start[slot] = first
 
     def _embed(self, tokens: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
-        device = self._wte.device
-        return (
-            embedding(torch.tensor(tokens, device=device), self._wte).float()
-            + embedding(torch.tensor(list(positions), device=device), self._wpe).float()
-        )
+        words, places = torch.tensor(tokens), torch.tensor(list(positions))
+        return embedding(words, self._wte).float() + embedding(places, self._wpe).float()
 
     def _project(self, layer: _Layer, h: torch.Tensor) -> Any:
         """Query, key and value, each (tokens, heads, head) in fp32."""
@@ -175,13 +172,12 @@ class _Step:
         lengths: Sequence[int],
         starts: Sequence[int],
         window: int,
-        device: torch.device,
     ) -> None:
         self._slots, self._one = list(slots), len(slots) == 1
-        self._rows = torch.tensor(self._slots, device=device)
+        self._rows = torch.tensor(self._slots)
         self._together = self._slots == list(range(slots[0], slots[0] + len(slots)))
         ends = {False: list(lengths), True: [n - s for n, s in zip(lengths, starts, strict=True)]}
-        self._at = {local: torch.tensor(e, device=device) for local, e in ends.items()}
+        self._at = {local: torch.tensor(e) for local, e in ends.items()}
         lows = {False: [0] * len(slots), True: [max(0, e - window + 1) for e in ends[True]]}
         self._ranges = {
             local: [slice(a, b + 1) for a, b in zip(lows[local], ends[local], strict=True)]
@@ -195,7 +191,7 @@ class _Step:
                 places = torch.arange(low, high)
                 edges = torch.tensor([[r.start, r.stop] for r in ranges])
                 seen = (places >= edges[:, :1]) & (places < edges[:, 1:])
-                self._mask[local] = torch.where(seen, 0.0, -torch.inf)[:, None, None].to(device)
+                self._mask[local] = torch.where(seen, 0.0, -torch.inf)[:, None, None]
 
     def __call__(
         self, layer: _Layer, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from chattune.generate.matrix import Matrix, matrix
 from chattune.models.gpt_neo_weights import to_int8
@@ -14,28 +15,34 @@ if TYPE_CHECKING:
 
 
 class Int8Linear(nn.Module):
-    """A linear layer with int8 weights, one scale a row; any leading shape, in bf16."""
+    """A linear layer with int8 weights, one scale a row; any leading shape."""
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, *, bf16: bool) -> None:
+        """`weight` is (out, in); for `bf16` see matrix()."""
         super().__init__()
-        weight, scale = to_int8(linear.weight.detach().float())
-        self._product: Matrix = matrix({"w": weight, "w.scale": scale}, "w")
-        self.bias = linear.bias
+        rounded, scale = to_int8(weight.float())
+        self._product: Matrix = matrix({"w": rounded, "w.scale": scale}, "w", bf16=bf16)
+        self.bias = bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., in) -> (..., out)."""
-        out = self._product(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
+        """(..., in) -> (..., out), of x's dtype."""
+        out = self._product(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1).to(x.dtype)
         return out if self.bias is None else out + self.bias
 
 
-def quantized(model: "PreTrainedModel | PeftModel") -> "PreTrainedModel":
-    """The model with its adapter merged, its linear layers in int8 and the rest in bf16."""
+def quantized(model: "PreTrainedModel | PeftModel", *, bf16: bool) -> "PreTrainedModel":
+    """The model with its adapter merged, its linear layers in int8 (on a CPU).
+
+    The rest is in bf16 if the machine multiplies that fast, else in fp32.
+    """
     whole: PreTrainedModel = (
         model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
     )
-    whole = whole.to(torch.bfloat16)
+    whole = whole.to(torch.bfloat16 if bf16 else torch.float32)
     for parent in list(whole.modules()):
         for name, child in parent.named_children():
-            if type(child) is nn.Linear:
-                setattr(parent, name, Int8Linear(child))
+            if type(child) in (nn.Linear, Conv1D):  # GPT-2's lies the other way round
+                weight = child.weight.detach()
+                weight = weight.T if type(child) is Conv1D else weight
+                setattr(parent, name, Int8Linear(weight, child.bias, bf16=bf16))
     return whole

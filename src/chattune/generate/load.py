@@ -8,7 +8,7 @@ from chattune.base import Base
 from chattune.device import Device, find_device
 from chattune.errors import ChatError
 from chattune.generate import Decoding, Engine
-from chattune.models import find, load, positions
+from chattune.models import find, load_adapted, load_base, positions
 from chattune.models.gpt_neo_weights import Precision, read_gpt_neo
 from chattune.template import Template
 
@@ -48,16 +48,18 @@ def load_engine(
     unfit = _unfit_for_fast(base, device)
     if engine == "fast" and unfit:
         raise ChatError(f"engine fast: {unfit}; use reference, or auto")
+    if quantize == "int8" and device.kind != "cpu":
+        raise ChatError(f"quantize int8: is for CPUs, and this machine has a {device.kind} device")
     folder = run.folder if run else base.folder
     template, decoding = Template.load(folder), Decoding.of(folder)
     if engine == "reference" or unfit:
         from chattune.generate.reference import ReferenceEngine
 
-        model = load(run_or_model, device).model
+        model = load_adapted(run.folder, base, device) if run else load_base(base, device)
         if quantize == "int8":
             from chattune.generate.int8_linear import quantized
 
-            model = quantized(model)
+            model = quantized(model, bf16=device.bf16)
         kind = f"reference, {quantize if quantize == 'int8' else 'fp32'}"
         engine_: Engine = ReferenceEngine(model, template.end_ids)
         return LoadedEngine(engine_, template, positions(base), kind, decoding)

@@ -30,6 +30,7 @@ class ReferenceEngine:
     """Generates with a model as it is; prompts are answered one after the other."""
 
     def __init__(self, model: "PreTrainedModel | PeftModel", end_ids: Collection[int]) -> None:
+        self.at_once = 1
         self._model = model.eval()
         self._end_ids = frozenset(end_ids)
 

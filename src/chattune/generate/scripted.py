@@ -9,6 +9,7 @@ class ScriptedEngine:
     """Answers the n-th prompt it sees with the n-th reply, over and over; keeps the prompts."""
 
     def __init__(self, replies: Sequence[Sequence[int]]) -> None:
+        self.at_once = 1
         self._replies = replies
         self.prompts: list[list[int]] = []
 

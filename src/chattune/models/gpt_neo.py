@@ -28,7 +28,8 @@ def speed_up(model: "PreTrainedModel") -> None:
     """Make a GPT-Neo model (in place) compute packs fast.
 
     A pack is `input_ids` (1, tokens) with `position_ids` that start from 0 at each conversation,
-    without mask or cache; any other call is computed as transformers does.
+    without mask or cache; any other call is computed as transformers does. Dropout of the
+    attention's probabilities is left out.
     """
     from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoSelfAttention
 
@@ -62,7 +63,7 @@ def _fast_attention(module: Any, layout: _Layout) -> Any:
     window = module.config.window_size if module.attention_type == "local" else None
 
     def forward(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        if layout.lengths is None or (module.training and module.attn_dropout.p > 0):
+        if layout.lengths is None:
             return eager(hidden_states, *args, **kwargs)
         states = hidden_states[0]
         mixed = packed_attention(

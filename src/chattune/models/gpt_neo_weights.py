@@ -4,21 +4,26 @@ Read from safetensors tensor by tensor, without building transformers' modules, 
 model in int8 that was saved once is there in a second.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 
 from chattune.base import Base
 from chattune.errors import BaseError
-from chattune.run import ADAPTER
+from chattune.run import ADAPTER, INT8, write_folder
 
 Precision = Literal["fp32", "bf16", "int8"]
 _FORMAT = "1"
+_CONFIG = "attention_types", "num_heads", "window_size", "max_position_embeddings"
+_CONFIG += ("layer_norm_epsilon",)
 
 
 @dataclass(frozen=True)
@@ -44,13 +49,15 @@ def read_gpt_neo(base: Base, run: Path | None, precision: Precision) -> GptNeoWe
     """Weights of a base, with a run's adapter merged into them in fp32 before any rounding.
 
     In int8 (per row, symmetric) the result is saved beside the run, and read from there the next
-    time. Raises BaseError for a tensor that is missing.
+    time. Raises BaseError for weights that are damaged or lack a tensor.
     """
     config = base.config
+    if absent := [name for name in _CONFIG if name not in config]:
+        raise BaseError(f"base {base.name}: its config.json lacks {', '.join(absent)}")
     kinds = [kind for group, times in config["attention_types"] for kind in group * times]
     tensors: dict[str, torch.Tensor] | None = None
     mark = {"format": _FORMAT, "base": base.fingerprint(), "adapter": _adapter_mark(run)}
-    saved = run / "int8.safetensors" if run is not None and precision == "int8" else None
+    saved = run / INT8 if run is not None and precision == "int8" else None
     if saved is not None:
         tensors = _read_saved(saved, mark)
     if tensors is None:
@@ -100,18 +107,19 @@ class _Reader:
     """Tensors of a base by their names in GPTNeoModel, in fp32, the adapter's update added."""
 
     def __init__(self, base: Base, run: Path | None, stack: ExitStack) -> None:
-        from safetensors import safe_open
-
         self._base = base
         self._files: dict[str, Any] = {}
         for path in sorted(base.folder.glob("*.safetensors")):
-            file = stack.enter_context(safe_open(path, framework="pt"))
+            try:
+                file = stack.enter_context(safe_open(path, framework="pt"))
+            except (OSError, SafetensorError) as error:
+                raise BaseError(
+                    f"base {base.name}: {path.name} cannot be read ({error})"
+                ) from error
             self._files |= {name.removeprefix("transformer."): (file, name) for name in file.keys()}  # noqa: SIM118
         self._updates: dict[str, torch.Tensor] = {}
         self._scale = 0.0
         if run is not None:
-            from safetensors.torch import load_file
-
             config = json.loads((run / ADAPTER[0]).read_text("utf-8"))
             self._scale = config["lora_alpha"] / config["r"]
             self._updates = load_file(run / ADAPTER[1])
@@ -151,8 +159,6 @@ def to_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _adapter_mark(run: Path | None) -> str:
-    import hashlib
-
     if run is None:
         return ""
     with (run / ADAPTER[1]).open("rb") as file:
@@ -161,8 +167,6 @@ def _adapter_mark(run: Path | None) -> str:
 
 def _read_saved(path: Path, mark: dict[str, str]) -> dict[str, torch.Tensor] | None:
     """The saved tensors, mapped rather than read; None if they are another model's, or damaged."""
-    from safetensors import SafetensorError, safe_open
-
     try:
         with safe_open(path, framework="pt") as file:
             if file.metadata() != mark:
@@ -173,11 +177,5 @@ def _read_saved(path: Path, mark: dict[str, str]) -> dict[str, torch.Tensor] | N
 
 
 def _save(path: Path, tensors: dict[str, torch.Tensor], mark: dict[str, str]) -> None:
-    from safetensors.torch import save_file
-
-    aside = path.with_name(f".{path.name}")
-    try:
-        save_file(tensors, aside, metadata=mark)
-        aside.replace(path)
-    except OSError:  # a read-only run, or a full disk: it is only a shortcut
-        aside.unlink(missing_ok=True)
+    with suppress(OSError, SafetensorError):  # a read-only run, a full disk: it is a shortcut
+        write_folder(path.parent, lambda aside: save_file(tensors, aside / path.name, mark))

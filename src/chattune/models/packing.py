@@ -29,7 +29,7 @@ def prepare_packing(model: "PreTrainedModel | PeftModel") -> bool:
     convention for packs) is not written anywhere: it may ignore them, or carry state across.
     """
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if causal.config.model_type == "gpt_neo":
+    if causal.config.model_type == "gpt_neo" and not causal.config.attention_dropout:
         speed_up(causal)
     speed_up_lora(model)
     return _packs_exactly(causal)

@@ -28,7 +28,8 @@ log = logging.getLogger(__name__)
 
 def chat_page(bot: Chatbot, title: str) -> "ChatInterface":
     """A page on which anybody talks to `bot`'s model; each visitor has a history of their own."""
-    start = bot.decoding
+    start, longest = bot.decoding, bot.positions // 2
+    warmth = 0 if start.greedy else start.temperature
 
     def answer(
         text: str,
@@ -45,6 +46,7 @@ def chat_page(bot: Chatbot, title: str) -> "ChatInterface":
             if len(text) > _MAX_MESSAGE:  # the page holds this limit, other clients may not
                 raise ChatError(f"the message is over {_MAX_MESSAGE:,} characters; shorten it")
             decoding = start.but(
+                do_sample=True,
                 temperature=temperature,
                 top_k=int(top_k),
                 top_p=top_p,
@@ -77,24 +79,23 @@ def chat_page(bot: Chatbot, title: str) -> "ChatInterface":
         additional_inputs_accordion=gr.Accordion("Settings", open=False),
         additional_inputs=[
             gr.Textbox(bot.system or "", label="System prompt", max_length=_MAX_MESSAGE),
-            gr.Slider(0, 2, start.temperature, step=0.05, label="Temperature (0: greedy)"),
-            gr.Slider(0, 200, start.top_k, step=1, label="Top-k (0: off)"),
-            gr.Slider(0.05, 1, start.top_p, step=0.05, label="Top-p"),
-            gr.Slider(
-                8,
-                bot.positions // 2,
-                min(start.max_new_tokens, bot.positions // 2),
-                step=8,
-                label="Maximum length (tokens)",
-            ),
-            gr.Slider(1, 2, start.repetition_penalty, step=0.05, label="Repetition penalty"),
+            _slider(0, 2, warmth, 0.05, "Temperature (0: greedy)"),
+            _slider(0, 200, start.top_k, 1, "Top-k (0: off)"),
+            _slider(0.05, 1, start.top_p, 0.05, "Top-p"),
+            _slider(8, longest, min(start.max_new_tokens, longest), 8, "Maximum length (tokens)"),
+            _slider(1, 2, start.repetition_penalty, 0.05, "Repetition penalty"),
         ],
         save_history=False,
         analytics_enabled=False,
         flagging_mode="never",
-        concurrency_limit=1,
+        concurrency_limit=bot.engine.at_once,
         api_name="chat",
     )
+
+
+def _slider(low: float, high: float, value: float, step: float, label: str) -> gr.Slider:
+    """Its range holds the value in any case: a model may recommend one that is out of the way."""
+    return gr.Slider(min(low, value), max(high, value), value, step=step, label=label)
 
 
 def serve_page(

@@ -14,10 +14,10 @@ from chattune import run as runs
 from chattune.base import Base, find_base
 from chattune.data import Prepared, prepare
 from chattune.device import Device, find_device
-from chattune.errors import Interrupted, OutputError, RunError
+from chattune.errors import Interrupted, OutputError, RecipeError, RunError
 from chattune.folders import write_bytes, write_json
 from chattune.generate import Decoding
-from chattune.models import load_base, shape_of
+from chattune.models import load_base, positions, shape_of
 from chattune.models.card import model_card
 from chattune.models.lora import add_lora, check_targets
 from chattune.models.verify import logits_of, verify_run
@@ -90,6 +90,10 @@ def plan(recipe: Recipe) -> Plan:
     check_targets(recipe.lora, shape)
     prepared = prepare(recipe)
     device = find_device()
+    if recipe.training.patience is not None and not len(prepared.validation):
+        raise RecipeError(
+            "training.patience: nothing is held out to see the loss on; raise data.validation"
+        )
     steps = total_steps(recipe, len(prepared.train))
     report = prepared.report
     needs = estimate(
@@ -113,6 +117,8 @@ def tune(
     recipe cannot be followed, Interrupted after a signal (the state is saved), and
     VerificationError if what was saved is not what was trained.
     """
+    import torch
+
     from chattune.tune.trainer import train
 
     folder = Path(output)
@@ -121,11 +127,13 @@ def tune(
     else:
         runs.refuse_run(folder)
     ready = plan(recipe)
+    if resume:
+        _refuse_other_origin(folder, ready)
     if resume and (done := _nothing_left(folder, recipe, ready.steps)):
         return done
     base = load_base(ready.base, ready.device, ready.device.base_dtype())
     model = add_lora(base, recipe.lora, recipe.seed)
-    _open_folder(folder, recipe)
+    _open_folder(folder, ready)
     result, signum = train(
         model,
         ready.prepared,
@@ -144,6 +152,8 @@ def tune(
     probe = _save(folder, ready, model.float())
     del base, model  # the fresh process that loads the run needs the room
     gc.collect()
+    if ready.device.kind == "cuda":
+        torch.cuda.empty_cache()
     return _prove_and_seal(folder, ready, result, *probe)
 
 
@@ -158,7 +168,9 @@ def _save(folder: Path, ready: Plan, model: "PeftModel") -> tuple[list[int], "to
     runs.write_folder(folder, template.tokenizer.save_pretrained)
     runs.write_folder(folder, _generation_config(template, ready.decoding).save_pretrained)
     questions = [c.messages[: c.roles.index("assistant")] for c in ready.prepared.examples]
-    replies = sample_replies(model, template, questions[:_SAMPLES], ready.decoding)
+    replies = sample_replies(
+        model, template, questions[:_SAMPLES], ready.decoding, positions(ready.base)
+    )
     write_json(folder / runs.SAMPLES, replies)
     write_json(folder / runs.DATA, ready.prepared.report.to_json())
     write_bytes(folder / runs.LOSS_PLOT, loss_plot(folder))
@@ -181,19 +193,23 @@ def _generation_config(template: Template, decoding: Decoding) -> "GenerationCon
     """For other tools: generate() on the saved model then samples and stops as chattune does."""
     from transformers import GenerationConfig
 
+    sampling = {
+        "temperature": decoding.temperature,
+        "top_k": decoding.top_k,
+        "top_p": decoding.top_p,
+        "min_p": decoding.min_p or None,
+    }
     return GenerationConfig(
-        do_sample=decoding.do_sample,
-        temperature=decoding.temperature,
-        top_k=decoding.top_k,
-        top_p=decoding.top_p,
-        min_p=decoding.min_p or None,
+        do_sample=not decoding.greedy,
+        **({} if decoding.greedy else sampling),  # transformers refuses both
         repetition_penalty=decoding.repetition_penalty,
         eos_token_id=sorted(template.end_ids),
         bos_token_id=template.tokenizer.bos_token_id,
     )
 
 
-def _facts(ready: Plan, result: "Result", probe: list[int], difference: float) -> dict[str, Any]:
+def _origin(ready: Plan) -> dict[str, dict[str, Any]]:
+    """What a run is made of, known before step 1."""
     report = ready.prepared.report
     return {
         "base": {"name": ready.base.name, "fingerprint": ready.base.fingerprint()},
@@ -202,6 +218,12 @@ def _facts(ready: Plan, result: "Result", probe: list[int], difference: float) -
             for key in ("source", "format", "train", "validation", "tokens", "supervised_tokens")
         }
         | {"fingerprint": report.fingerprint},
+    }
+
+
+def _facts(ready: Plan, result: "Result", probe: list[int], difference: float) -> dict[str, Any]:
+    return {
+        **_origin(ready),
         "device": asdict(ready.device),
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES}
         | {"python": platform.python_version()},
@@ -212,12 +234,13 @@ def _facts(ready: Plan, result: "Result", probe: list[int], difference: float) -
     }
 
 
-def _open_folder(folder: Path, recipe: Recipe) -> None:
+def _open_folder(folder: Path, ready: Plan) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         runs.unseal(folder)
         (folder / runs.CHECKPOINTS).mkdir(exist_ok=True)
-        write_bytes(folder / runs.RECIPE, recipe.to_yaml().encode())
+        write_bytes(folder / runs.RECIPE, ready.recipe.to_yaml().encode())
+        write_json(folder / runs.FACTS, _origin(ready))
     except OSError as error:
         raise OutputError(f"output {folder}: cannot be written to ({error.strerror})") from error
 
@@ -238,6 +261,19 @@ def _refuse_other_recipe(folder: Path, recipe: Recipe) -> None:
         )
 
 
+def _refuse_other_origin(folder: Path, ready: Plan) -> None:
+    """Going on over other conversations or weights would be neither run."""
+    if not (folder / runs.FACTS).is_file():  # stopped before step 1
+        return
+    before, now = Run(folder).facts, _origin(ready)
+    for name, remedy in (("base", "weights"), ("data", "conversations")):
+        if before[name]["fingerprint"] != now[name]["fingerprint"]:
+            raise RunError(
+                f"--resume: {now[name].get('name') or now[name]['source']} no longer holds the "
+                f"{remedy} that {folder} was started with; start a new run"
+            )
+
+
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in tree.items():
@@ -248,12 +284,14 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _nothing_left(folder: Path, recipe: Recipe, steps: int) -> Run | None:
     """The run itself, if it is finished and no more steps are asked for."""
-    last = latest_checkpoint(folder)
-    if last is None or not (folder / runs.MANIFEST).is_file():
+    if not (folder / runs.MANIFEST).is_file():
         return None
-    if step_of(last) < steps and runs.read_recipe(folder) != recipe:
+    last, same = latest_checkpoint(folder), runs.read_recipe(folder) == recipe
+    if last is None and not same:
+        raise RunError(f"--resume: {folder} is finished, and its checkpoints are gone")
+    if last is not None and step_of(last) < steps and not same:
         return None  # with the same recipe it was stopped early, by its patience
-    log.info("%s is finished: %d steps are done", folder, step_of(last))
+    log.info("%s is finished", folder)
     return Run.open(folder)
 
 

@@ -4,7 +4,7 @@ A step's gradient is the mean over all its supervised tokens however it is cut, 
 decides nothing but the time.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,20 @@ def collate(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     lengths = [len(row["input_ids"]) for row in rows]
     labels[torch.tensor([0, *lengths[:-1]]).cumsum(0)] = IGNORED
     return {"input_ids": ids[None].long(), "labels": labels[None].long(), "lengths": lengths}
+
+
+def passes(
+    batch: Mapping[str, Any], budget: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, list[int]]]:
+    """What `collate` made, cut into packs: ids and labels (1, tokens), and lengths, of each."""
+    lengths = batch["lengths"]
+    ids, labels = (batch[k].split(lengths, dim=1) for k in ("input_ids", "labels"))
+    for pack in packs(lengths, budget):
+        yield (
+            torch.cat([ids[i] for i in pack], dim=1),
+            torch.cat([labels[i] for i in pack], dim=1),
+            [lengths[i] for i in pack],
+        )
 
 
 def packs(lengths: Sequence[int], budget: int) -> list[list[int]]:

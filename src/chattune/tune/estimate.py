@@ -62,14 +62,15 @@ def estimate(
     flop = (6 if checkpointing else 4) * (parameters - embedding + supervised * embedding)
     tokens = steps * recipe.training.batch_size * recipe.training.accumulation * tokens_a_row
     seconds = tokens * flop / (matmul_rate(device.bf16) * _EFFICIENCY[device.bf16])
-    needed = fixed + budget * a_token
+    needed = fixed + max(budget, recipe.data.max_length) * a_token
     return Estimate(parameters, trainable, int(needed), budget, checkpointing, seconds)
 
 
 def _bytes_a_token(recipe: Recipe, shape: "PreTrainedModel", size: int) -> int:
     """Activations that a forward pass keeps for the backward pass."""
     config = shape.config.get_text_config()
-    probabilities = config.num_attention_heads * recipe.data.max_length  # a local layer's: fewer
+    heads = getattr(config, "num_attention_heads", 0)  # a state-space model has none
+    probabilities = heads * recipe.data.max_length  # a local layer's: fewer
     units = _VALUES_A_UNIT * config.hidden_size + probabilities
     return int(config.num_hidden_layers * units * size)
 

@@ -18,13 +18,18 @@ def sample_replies(
     template: Template,
     questions: Sequence[Sequence[Message]],
     decoding: Decoding,
+    positions: int,
 ) -> list[dict[str, Any]]:
-    """For each question (a system message may stand before it): prompt, base's and tuned reply."""
+    """For each question (a system message may stand before it): prompt, base's and tuned reply.
+
+    A reply ends where the model's positions do.
+    """
     engine = ReferenceEngine(model, template.end_ids)
     rows: list[dict[str, Any]] = []
     for seed, messages in enumerate(questions):
-        settings = decoding.but(seed=seed)
         prompt = template.prompt(messages)
+        room = min(decoding.max_new_tokens, positions - len(prompt))
+        settings = decoding.but(seed=seed, max_new_tokens=room)
         with model.disable_adapter():
             base = _reply(engine, prompt, template, settings)
         tuned = _reply(engine, prompt, template, settings)

@@ -21,10 +21,11 @@ from trl import SFTConfig, SFTTrainer
 from chattune.data import Prepared
 from chattune.data.store import IGNORED
 from chattune.device import Device
+from chattune.folders import write_bytes
 from chattune.models.packing import prepare_packing
 from chattune.recipe import Recipe
 from chattune.run import ADAPTER, CHECKPOINTS, METRICS
-from chattune.tune.batches import collate, packs
+from chattune.tune.batches import collate, passes
 from chattune.tune.checkpoint import COMPLETE, latest_checkpoint, step_of
 from chattune.tune.interrupt import Interruption
 from chattune.tune.loss import SupervisedLoss
@@ -80,6 +81,7 @@ def train(
     step's state is then in a checkpoint.
     """
     steps = total_steps(recipe, len(prepared.train))
+    last = latest_checkpoint(folder)
     with Interruption() as interruption, _without_pad_token(prepared) as tokenizer:
         meter = _Meter()
         journal = _Journal(folder, watcher, interruption, meter)
@@ -93,10 +95,9 @@ def train(
             train_dataset=prepared.train,
             eval_dataset=prepared.validation if len(prepared.validation) else None,
             processing_class=tokenizer,
-            callbacks=[journal, *_early_stopping(recipe)],
+            callbacks=[journal, *_early_stopping(recipe, last)],
         )
         trainer.remove_callback(PrinterCallback)
-        last = latest_checkpoint(folder)
         if last is not None and step_of(last) >= steps:  # stopped between training and the end
             trainer.state = _take_best(model, last)
         else:
@@ -134,7 +135,7 @@ def _arguments(
     recipe: Recipe, folder: Path, device: Device, steps: int, validate: bool, checkpointing: bool
 ) -> SFTConfig:
     training = recipe.training
-    return SFTConfig(
+    config = SFTConfig(
         output_dir=str(folder / CHECKPOINTS),
         max_steps=steps,
         per_device_train_batch_size=training.batch_size * training.accumulation,
@@ -167,11 +168,20 @@ def _arguments(
         disable_tqdm=True,
         report_to=[],
     )
+    config._n_gpu = 1  # of several, the first: Trainer would split the batches over all of them
+    return config
 
 
-def _early_stopping(recipe: Recipe) -> list[TrainerCallback]:
+def _early_stopping(recipe: Recipe, last: Path | None) -> list[TrainerCallback]:
     patience = recipe.training.patience
-    return [] if patience is None else [EarlyStoppingCallback(early_stopping_patience=patience)]
+    if patience is None:
+        return []
+    callback = EarlyStoppingCallback(early_stopping_patience=patience)
+    if last is not None:
+        state = TrainerState.load_from_json(str(last / "trainer_state.json"))
+        kept = state.stateful_callbacks.get("EarlyStoppingCallback", {}).get("attributes", {})
+        callback.early_stopping_patience_counter = kept.get("early_stopping_patience_counter", 0)
+    return [callback]
 
 
 @contextmanager
@@ -224,7 +234,7 @@ class _Trainer(SFTTrainer):  # type: ignore[misc]  # trl is untyped
         model.train()
         inputs = self._prepare_inputs(inputs)
         self._meter.step_tokens = sum(inputs["lengths"])
-        random = torch.get_rng_state(), torch.cuda.get_rng_state_all()
+        random = torch.random.get_rng_state(), self._gpu_random_state()
         while True:
             try:
                 return self._whole_step(inputs)
@@ -232,33 +242,25 @@ class _Trainer(SFTTrainer):  # type: ignore[misc]  # trl is untyped
                 if not _out_of_memory(error) or self._token_budget <= min(inputs["lengths"]):
                     raise
             model.zero_grad()
-            torch.set_rng_state(random[0])
-            torch.cuda.set_rng_state_all(random[1])
+            torch.random.set_rng_state(random[0])
+            if random[1] is not None:
+                torch.cuda.set_rng_state(random[1])
             self._token_budget //= 2
             log.warning("out of memory: going on in packs of %d tokens", self._token_budget)
             if self.args.device.type == "cuda":
                 torch.cuda.empty_cache()
 
+    def _gpu_random_state(self) -> torch.Tensor | None:
+        return torch.cuda.get_rng_state() if self.args.device.type == "cuda" else None
+
     def _whole_step(self, inputs: dict[str, Any]) -> torch.Tensor:
         supervised = (inputs["labels"] != IGNORED).sum()
         total = torch.zeros((), device=self.args.device)
-        for ids, labels, lengths in self._packs(inputs):
+        for ids, labels, lengths in passes(inputs, self._token_budget):
             nats = self._nats(ids, labels, lengths)
             self.accelerator.backward(nats / supervised)
             total += nats.detach() / supervised
         return total
-
-    def _packs(
-        self, inputs: dict[str, Any]
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, list[int]]]:
-        lengths = inputs["lengths"]
-        ids, labels = (inputs[k].split(lengths, dim=1) for k in ("input_ids", "labels"))
-        for pack in packs(lengths, self._token_budget):
-            yield (
-                torch.cat([ids[i] for i in pack], dim=1),
-                torch.cat([labels[i] for i in pack], dim=1),
-                [lengths[i] for i in pack],
-            )
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Nobody reads transformers' estimate, and counting parameters takes 3 ms a step."""
@@ -274,7 +276,7 @@ class _Trainer(SFTTrainer):  # type: ignore[misc]  # trl is untyped
                 some = range(start, min(start + _VALIDATED_AT_ONCE, len(rows)))
                 inputs = self._prepare_inputs(collate([rows[i] for i in some]))
                 tokens += int((inputs["labels"] != IGNORED).sum())
-                nats += sum(float(self._nats(*pack)) for pack in self._packs(inputs))
+                nats += sum(float(self._nats(*pack)) for pack in passes(inputs, self._token_budget))
         metrics = {"eval_loss": nats / tokens}
         self.log(dict(metrics))
         self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -303,6 +305,8 @@ class _Journal(TrainerCallback):  # type: ignore[misc]  # transformers' callback
         self._started = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if args.device.type == "cuda":
+            torch.cuda.synchronize()
         spent = time.perf_counter() - self._started
         self._meter.seconds += spent
         self._meter.tokens += self._meter.step_tokens
@@ -312,7 +316,6 @@ class _Journal(TrainerCallback):  # type: ignore[misc]  # transformers' callback
             control.should_save = True
         if self._interruption.signum is not None:
             control.should_training_stop = control.should_save = True
-            control.should_evaluate = False
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
         line: dict[str, Any] = {"step": state.global_step}
@@ -341,6 +344,6 @@ class _Journal(TrainerCallback):  # type: ignore[misc]  # transformers' callback
     def _keep_lines_until(self, step: int) -> None:
         """Steps after the checkpoint will be done, and written, again."""
         if self._file.exists():
-            lines = self._file.read_text("utf-8").splitlines()
-            kept = [line for line in lines if json.loads(line)["step"] <= step]
-            self._file.write_text("".join(f"{line}\n" for line in kept), "utf-8")
+            whole = [line for line in self._file.read_text("utf-8").split("\n")[:-1] if line]
+            kept = [line for line in whole if json.loads(line)["step"] <= step]
+            write_bytes(self._file, "".join(f"{line}\n" for line in kept).encode())
