@@ -95,6 +95,20 @@ def test_a_pack_equals_its_conversations_one_by_one(eager: Any, lengths: list[in
     assert relative_difference(alone, packed) <= 1e-5
 
 
+def test_a_pack_may_begin_at_other_positions(eager: Any) -> None:
+    later, first = torch.arange(256, 300)[None], torch.arange(30)[None]
+    ids = tokens(74)
+    with torch.no_grad():
+        packed = fast(eager, torch.float32)(
+            ids, position_ids=torch.cat([later, first], 1), use_cache=False
+        ).logits
+        alone = [
+            eager(ids[:, :44], position_ids=later, use_cache=False).logits,
+            eager(ids[:, 44:], position_ids=first, use_cache=False).logits,
+        ]
+    assert relative_difference(torch.cat(alone, 1), packed) <= 1e-5
+
+
 def test_calls_that_are_no_pack_go_on_as_before(eager: Any) -> None:
     """A padded batch, and generate with its cache: what peft and TRL do with the model."""
     quick = fast(eager, torch.float32)

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from corpus import clean, documents, windows
+from pretrain import positions
 
 SCRIPT = Path(__file__).parents[2] / "training/starter/pretrain.py"
 ANIMALS = ["cat", "dog", "horse", "bird", "mouse", "cow", "fox", "bee"]
@@ -88,3 +89,12 @@ def test_what_is_held_out_is_not_read(corpus: Path) -> None:
     starts = [int(next(one_pass)[0]) for _ in range(9)]
     assert sorted(starts) == list(range(0, 900, 100))
     assert next(windows(stream, 100, seed=0, first=4))[0] == starts[4]
+
+
+@pytest.mark.parametrize("count", [1, 2, 8])
+def test_short_windows_train_every_position_and_long_ones_begin_at_zero(count: int) -> None:
+    short = positions(count, 256)[0].view(count, 256)
+    assert (short.diff() == 1).all()
+    assert set(short[:, 0].tolist()) == ({0, 256} if count > 1 else {0})
+    assert ((short[1:, 0] - short[:-1, -1]) != 1).all()  # no window goes on into the next
+    assert (positions(count, 512).view(count, 512)[:, 0] == 0).all()

@@ -5,9 +5,9 @@ python training/starter/pretrain.py --corpus FOLDER [FOLDER ...] --heldout TEXTS
 The model is transformers' GPT-Neo computed by chattune's fast path: weights, states and gradients
 in bf16 where the machine multiplies it fast, optimised in fp32. Muon (Jordan et al. 2024) on
 matrices, AdamW elsewhere; a constant rate, then a linear decay from 45 % of the tokens on; windows
-of 256 tokens, of 512 in the last fifth. OUT/state.pt is written every few minutes: stopped or
-killed, the same command goes on from there. OUT/log.jsonl holds loss against tokens, OUT/model
-the base.
+of 256 tokens in either half of the positions, of 512 in the last fifth. OUT/state.pt is written
+every few minutes: stopped or killed, the same command goes on from there. OUT/log.jsonl holds loss
+against tokens, OUT/model the base.
 """
 
 import argparse
@@ -27,7 +27,6 @@ from transformers import GPTNeoConfig, GPTNeoForCausalLM, PreTrainedTokenizerFas
 from bits import bits_per_byte
 from chattune.device import find_device
 from chattune.models.gpt_neo import speed_up
-from chattune.models.packing import positions_of
 from chattune.tune.loss import summed_cross_entropy
 from corpus import END, documents, encode, train_tokenizer, windows
 
@@ -122,6 +121,17 @@ def new_model(given: argparse.Namespace) -> GPTNeoForCausalLM:
     return model
 
 
+def positions(count: int, length: int) -> torch.Tensor:
+    """Of windows in one row (1, count * length): short ones lie in either half of the model's.
+
+    So every position is trained from the beginning. The later half comes first, for positions
+    that go on from one window to the next would make them one.
+    """
+    later = count * (LONG - length) // LONG
+    starts = torch.tensor([LONG - length] * later + [0] * (count - later))
+    return (starts[:, None] + torch.arange(length)).reshape(1, -1)
+
+
 class Training:
     """A model in its working dtype, fp32 weights beside it, and what a resumed run needs."""
 
@@ -179,7 +189,7 @@ class Training:
         count, length = ids.shape[0], ids.shape[1] - 1
         states = self.model.transformer(
             inputs_embeds=self.embedding[ids[:, :-1].reshape(1, -1)].to(self.model.dtype),
-            position_ids=positions_of([length] * count, ids.device),
+            position_ids=positions(count, length).to(ids.device),
             use_cache=False,
         ).last_hidden_state[0]
         head = self.embedding.to(states.dtype)

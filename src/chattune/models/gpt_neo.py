@@ -27,7 +27,7 @@ class _Layout:
 def speed_up(model: "PreTrainedModel") -> None:
     """Make a GPT-Neo model (in place) compute packs fast.
 
-    A pack is `input_ids` (1, tokens) with `position_ids` that start from 0 at each conversation,
+    A pack is `input_ids` (1, tokens) with `position_ids` that start anew at each conversation,
     without mask or cache; any other call is computed as transformers does. Dropout of the
     attention's probabilities is left out.
     """
@@ -49,7 +49,9 @@ def _layout_reader(layout: _Layout) -> Any:
         if positions is None or mask is not None or cached or positions.shape[0] != 1:
             layout.lengths = None
             return None
-        starts = (positions[0] == 0).nonzero()[:, 0].tolist()
+        # A conversation goes on while positions grow by one, wherever they began.
+        breaks = (positions[0].diff() != 1).nonzero()[:, 0] + 1
+        starts = [0, *breaks.tolist()]
         ends = [*starts[1:], positions.shape[1]]
         layout.lengths = [end - start for start, end in zip(starts, ends, strict=True)]
         # transformers returns a 4D mask as it is, instead of building one of tokens x tokens.

@@ -22,8 +22,13 @@ from chattune.run import ADAPTER, INT8, write_folder
 
 Precision = Literal["fp32", "bf16", "int8"]
 _FORMAT = "1"
-_CONFIG = "attention_types", "num_heads", "window_size", "max_position_embeddings"
-_CONFIG += ("layer_norm_epsilon",)
+_CONFIG = (
+    "attention_types",
+    "num_heads",
+    "window_size",
+    "max_position_embeddings",
+    "layer_norm_epsilon",
+)
 
 
 @dataclass(frozen=True)
