@@ -24,7 +24,7 @@ from transformers.pytorch_utils import Conv1D
 from chattune.base import find_base, starter_folder
 from chattune.device import find_device
 from chattune.errors import BaseError, ChatError
-from chattune.generate import Decoding
+from chattune.generate import Decoding, kernels
 from chattune.generate.fast import FastEngine
 from chattune.generate.int8_linear import quantized
 from chattune.generate.load import load_engine
@@ -233,12 +233,12 @@ def test_a_step_that_breaks_off_leaves_no_trace(
     fast = engine(folder)
     other = fast.generate([prompt(20, seed=8)], GREEDY.but(max_new_tokens=30))
     begun = [next(other)[1] for _ in range(5)]
-    for broken in ("_finish", "_attend"):
+    for broken in ("prefill", "decode"):
         with monkeypatch.context() as patch:
-            if broken == "_finish":
-                patch.setattr(fast._model, "_finish", interrupted(after=2))
+            if broken == "prefill":
+                patch.setattr(fast._model, "_finish", interrupted(fast._model._finish, after=2))
             else:
-                patch.setattr("chattune.generate.gpt_neo._attend", interrupted(after=0))
+                patch.setattr(kernels, "call", interrupted(kernels.call, after=4))
             with pytest.raises(KeyboardInterrupt):
                 written(fast, prompt(300), GREEDY)
     settings = GREEDY.but(max_new_tokens=20)
@@ -247,13 +247,13 @@ def test_a_step_that_breaks_off_leaves_no_trace(
     assert begun + rest == by_transformers(model, prompt(20, seed=8), 30)
 
 
-def interrupted(after: int) -> Any:
+def interrupted(function: Any, after: int) -> Any:
     calls = iter(range(after))
 
-    def call(*given: Any) -> torch.Tensor:
+    def call(*given: Any) -> Any:
         if next(calls, None) is None:
             raise KeyboardInterrupt
-        return given[1]
+        return function(*given)
 
     return call
 

@@ -16,7 +16,7 @@ def test_int8_is_exact_but_for_the_weights(rows: int, width: int, height: int) -
     x[:, 5] *= 50  # what a language model's hidden states look like
     x[0, 7] = -300
     exact = x.double() @ (weight.double() * scale.double()[:, None]).T
-    ours = matrix({"w": weight, "w.scale": scale}, "w")(x)
+    ours = matrix(weight, scale.float())(x)
     assert ours.shape == (rows, height)
     assert float((ours - exact).abs().max() / exact.abs().max()) < 1e-2
     assert float((ours - exact).norm() / exact.norm()) < 5e-3
@@ -24,5 +24,5 @@ def test_int8_is_exact_but_for_the_weights(rows: int, width: int, height: int) -
 
 def test_a_row_of_zeros_stays_one() -> None:
     weight, scale = to_int8(torch.randn(2048, 2304))
-    product = matrix({"w": weight, "w.scale": scale}, "w")
+    product = matrix(weight, scale.float())
     assert float(product(torch.zeros(2, 2304)).abs().max()) < 1e-30

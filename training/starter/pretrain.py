@@ -7,7 +7,8 @@ in bf16 where the machine multiplies it fast, optimised in fp32. Muon (Jordan et
 matrices, AdamW elsewhere; a constant rate, then a linear decay from 45 % of the tokens on; windows
 of 256 tokens in either half of the positions, of 512 in the last fifth. OUT/state.pt is written
 every few minutes: stopped or killed, the same command goes on from there. OUT/log.jsonl holds loss
-against tokens, OUT/model the base.
+against tokens, OUT/model the base. With --start the weights and the tokenizer of a base that is
+there already are trained on.
 """
 
 import argparse
@@ -43,6 +44,7 @@ def main() -> None:
     parser.add_argument("--corpus", nargs="+", type=Path, required=True)
     parser.add_argument("--heldout", type=Path, required=True, help="JSON list of texts")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--start", type=Path, help="a GPT-Neo of 512 positions to train further")
     parser.add_argument("--tokens", type=float, default=36e6, help="to train on (default 36e6)")
     parser.add_argument("--batch", type=int, default=8192, help="tokens an optimiser step")
     parser.add_argument("--lr", type=float, default=4e-3, help="Muon's")
@@ -80,6 +82,7 @@ def prepare(given: argparse.Namespace, heldout: list[str]) -> tuple[Tokenizer, n
         },
         "heldout": hashlib.sha256(json.dumps(heldout).encode()).hexdigest(),
         "vocabulary": given.vocabulary,
+        "start": str(given.start),
         "seed": given.seed,
     }
     if ids.exists() and json.loads(made_of.read_text("utf-8")) != now:
@@ -89,7 +92,10 @@ def prepare(given: argparse.Namespace, heldout: list[str]) -> tuple[Tokenizer, n
         texts = documents(given.corpus, heldout, given.seed)
         characters = sum(map(len, texts))
         print(f"{len(texts)} documents, {characters / 1e6:.1f} M characters", flush=True)
-        tokenizer = train_tokenizer(texts, given.vocabulary)
+        if given.start:
+            tokenizer = Tokenizer.from_file(str(given.start / "tokenizer.json"))
+        else:
+            tokenizer = train_tokenizer(texts, given.vocabulary)
         tokenizer.save(str(kept))
         np.save(given.out / "half.npy", encode(tokenizer, texts))
         (given.out / "half.npy").replace(ids)
@@ -97,7 +103,12 @@ def prepare(given: argparse.Namespace, heldout: list[str]) -> tuple[Tokenizer, n
 
 
 def new_model(given: argparse.Namespace) -> GPTNeoForCausalLM:
-    """Random weights; GPT-Neo does not scale its scores, so queries and keys start small."""
+    """`--start`'s weights in fp32, or random ones.
+
+    GPT-Neo does not scale its scores, so random queries and keys start small.
+    """
+    if given.start:
+        return GPTNeoForCausalLM.from_pretrained(given.start, dtype=torch.float32)
     config = GPTNeoConfig(
         vocab_size=given.vocabulary,
         max_position_embeddings=LONG,

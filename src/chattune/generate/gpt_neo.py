@@ -1,18 +1,20 @@
 """GPT-Neo's forward pass with a static cache, for decoding on a CPU.
 
 The residual stream, attention and the cache are in fp32, the matrices in what the weights were
-rounded to. PyTorch's attention for one query is eight times as fast on fp32 keys as on bf16 ones
-on a CPU. Local layers keep only their window, and room behind it.
+rounded to. A prompt goes through PyTorch's operations, a token of a reply through our kernels.
+Local layers keep only their window, and room behind it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.nn.functional import embedding, gelu, layer_norm, scaled_dot_product_attention
 
+from chattune.generate import kernels
 from chattune.generate.matrix import Matrix, matrix
 from chattune.models.gpt_neo_weights import GptNeoWeights
 
@@ -34,6 +36,7 @@ class _Layer:
     local: bool
     keys: torch.Tensor  # (slots, heads, room, head), as `values`
     values: torch.Tensor
+    arrays: tuple[NDArray[Any], ...]  # of all these, as kernels.block takes them
 
 
 class GptNeo:
@@ -43,7 +46,8 @@ class GptNeo:
         t = weights.tensors
         self._bf16 = bf16
         self._wte, self._wpe = t["wte"], t["wpe"]
-        self._head, self._mean = matrix(t, "head", bf16=bf16), t["head.mean"]
+        self._head, self._mean = matrix(*_scaled(t, "head"), bf16=bf16), t["head.mean"]
+        self._rounded = t["head"].dtype
         self._ln_f = t["ln_f"], t["ln_f.bias"]
         self._heads, self._width = weights.heads, self._wte.shape[1]
         self._window, self._epsilon = weights.window, weights.epsilon
@@ -60,19 +64,35 @@ class GptNeo:
         # Unlike PyTorch's, NumPy's zeros take memory only where something is written.
         shape = slots, self._heads, room, self._width // self._heads
         keys, values = (torch.from_numpy(np.zeros(shape, np.float32)) for _ in range(2))
+
+        def norm(name: str) -> tuple[torch.Tensor, torch.Tensor]:
+            return t[f"{i}.{name}"], t[f"{i}.{name}.bias"]
+
+        def product(name: str) -> Matrix:
+            return matrix(*_scaled(t, f"{i}.{name}"), bf16=self._bf16)
+
+        def affine(name: str) -> tuple[torch.Tensor, ...]:
+            weight, scale = _scaled(t, f"{i}.{name}")
+            return weight, scale, t.get(f"{i}.{name}.bias", torch.zeros(len(weight)))
+
+        arrays = (
+            *norm("ln_1"), *affine("qkv"), *affine("out"),
+            *norm("ln_2"), *affine("fc"), *affine("proj"), keys, values,
+        )  # fmt: skip
         return _Layer(
-            ln_1=(t[f"{i}.ln_1"], t[f"{i}.ln_1.bias"]),
-            qkv=matrix(t, f"{i}.qkv", bf16=self._bf16),
-            out=matrix(t, f"{i}.out", bf16=self._bf16),
+            ln_1=norm("ln_1"),
+            qkv=product("qkv"),
+            out=product("out"),
             out_bias=t[f"{i}.out.bias"],
-            ln_2=(t[f"{i}.ln_2"], t[f"{i}.ln_2.bias"]),
-            fc=matrix(t, f"{i}.fc", bf16=self._bf16),
+            ln_2=norm("ln_2"),
+            fc=product("fc"),
             fc_bias=t[f"{i}.fc.bias"],
-            proj=matrix(t, f"{i}.proj", bf16=self._bf16),
+            proj=product("proj"),
             proj_bias=t[f"{i}.proj.bias"],
             local=local,
             keys=keys,
             values=values,
+            arrays=tuple(kernels.as_array(tensor) for tensor in arrays),
         )
 
     def rewind(self, slot: int, length: int) -> int:
@@ -96,12 +116,15 @@ class GptNeo:
         """One token more in each slot, which holds so many; fp32 logits (slots, vocabulary)."""
         for slot, length in zip(slots, lengths, strict=True):
             self._make_room(slot, length, 1)
-        h = self._embed(tokens, lengths)
-        attend = _Step(slots, lengths, [self._start[s] for s in slots], self._window)
+        h = kernels.padded(self._embed(tokens, lengths), self._rounded)
+        near = np.array([self._start[slot] for slot in slots])
+        ends = {False: np.array(lengths), True: np.array(lengths) - near}
+        lows = {False: 0 * near, True: np.maximum(0, ends[True] - self._window + 1)}
+        rows, places = kernels.as_array(h), np.array(slots)
         for layer in self._layers:
-            q, k, v = self._project(layer, h)
-            h = self._finish(layer, h, attend(layer, q, k, v))
-        return self._logits(h)
+            here = places, lows[layer.local], ends[layer.local]
+            kernels.call(kernels.block, rows, *layer.arrays, *here, self._epsilon)
+        return self._logits(h[: len(slots)])
 
     def _prefill(self, slot: int, tokens: Sequence[int], start: int) -> torch.Tensor:
         count, stop = len(tokens), start + len(tokens)
@@ -163,65 +186,8 @@ class GptNeo:
         return self._head(x).float().add_((x @ self._mean)[:, None])
 
 
-class _Step:
-    """Attention of one new token in each of some slots."""
-
-    def __init__(
-        self,
-        slots: Sequence[int],
-        lengths: Sequence[int],
-        starts: Sequence[int],
-        window: int,
-    ) -> None:
-        self._slots, self._one = list(slots), len(slots) == 1
-        self._rows = torch.tensor(self._slots)
-        self._together = self._slots == list(range(slots[0], slots[0] + len(slots)))
-        ends = {False: list(lengths), True: [n - s for n, s in zip(lengths, starts, strict=True)]}
-        self._at = {local: torch.tensor(e) for local, e in ends.items()}
-        lows = {False: [0] * len(slots), True: [max(0, e - window + 1) for e in ends[True]]}
-        self._ranges = {
-            local: [slice(a, b + 1) for a, b in zip(lows[local], ends[local], strict=True)]
-            for local in (False, True)
-        }
-        self._span, self._mask = {}, {}
-        for local, ranges in self._ranges.items():
-            low, high = min(r.start for r in ranges), max(r.stop for r in ranges)
-            self._span[local] = slice(low, high)
-            if not self._one and self._together:
-                places = torch.arange(low, high)
-                edges = torch.tensor([[r.start, r.stop] for r in ranges])
-                seen = (places >= edges[:, :1]) & (places < edges[:, 1:])
-                self._mask[local] = torch.where(seen, 0.0, -torch.inf)[:, None, None]
-
-    def __call__(
-        self, layer: _Layer, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
-    ) -> torch.Tensor:
-        """Write k and v into the cache; q, k, v and the result are (slots, heads, head)."""
-        local = layer.local
-        if self._one:
-            slot, here = self._slots[0], self._ranges[local][0]
-            layer.keys[slot, :, here.stop - 1] = k[0]
-            layer.values[slot, :, here.stop - 1] = v[0]
-            return _attend(q[0], layer.keys[slot, :, here], layer.values[slot, :, here])[None]
-        layer.keys[self._rows, :, self._at[local]] = k
-        layer.values[self._rows, :, self._at[local]] = v
-        if self._together:
-            slots, span = slice(self._slots[0], self._slots[-1] + 1), self._span[local]
-            return scaled_dot_product_attention(
-                q[:, :, None],
-                layer.keys[slots, :, span],
-                layer.values[slots, :, span],
-                attn_mask=self._mask[local],
-                scale=1.0,
-            )[:, :, 0]
-        return torch.stack(
-            [
-                _attend(query, layer.keys[slot, :, here], layer.values[slot, :, here])
-                for query, slot, here in zip(q, self._slots, self._ranges[local], strict=True)
-            ]
-        )
-
-
-def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """One query: q (heads, head), k and v (heads, keys, head)."""
-    return scaled_dot_product_attention(q[None, :, None], k[None], v[None], scale=1.0)[0, :, 0]
+def _scaled(tensors: Mapping[str, torch.Tensor], name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """A matrix and its rows' scales in fp32: ones, if it is not in int8."""
+    weight = tensors[name]
+    scale = tensors.get(f"{name}.scale")
+    return weight, torch.ones(len(weight)) if scale is None else scale.float()
