@@ -21,9 +21,10 @@ MODULES = sorted(p.relative_to(HOUSE).as_posix() for p in HOUSE.rglob("*.py"))
 CORE = {"errors", "conversation", "recipe", "template", "run", "device", "base", "hub", "folders"}
 # What a stage may import besides the core and itself.
 MAY_IMPORT: dict[str, set[str]] = {
+    "compiled": set(),
     "data": set(),
-    "models": set(),
-    "generate": {"models"},
+    "models": {"compiled"},
+    "generate": {"compiled", "models"},
     "starter": set(),
     "doctor": set(),
     "tune": {"data", "models", "generate"},

@@ -24,7 +24,7 @@ from transformers.pytorch_utils import Conv1D
 from chattune.base import find_base, starter_folder
 from chattune.device import find_device
 from chattune.errors import BaseError, ChatError
-from chattune.generate import Decoding, kernels
+from chattune.generate import Decoding, gpt_neo
 from chattune.generate.fast import FastEngine
 from chattune.generate.int8_linear import quantized
 from chattune.generate.load import load_engine
@@ -238,7 +238,7 @@ def test_a_step_that_breaks_off_leaves_no_trace(
             if broken == "prefill":
                 patch.setattr(fast._model, "_finish", interrupted(fast._model._finish, after=2))
             else:
-                patch.setattr(kernels, "call", interrupted(kernels.call, after=4))
+                patch.setattr(gpt_neo, "call", interrupted(gpt_neo.call, after=2))
             with pytest.raises(KeyboardInterrupt):
                 written(fast, prompt(300), GREEDY)
     settings = GREEDY.but(max_new_tokens=20)

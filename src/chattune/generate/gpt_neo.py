@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import embedding, gelu, layer_norm, scaled_dot_product_attention
 
+from chattune.compiled import as_array, call
 from chattune.generate import kernels
 from chattune.generate.matrix import Matrix, matrix
 from chattune.models.gpt_neo_weights import GptNeoWeights
@@ -92,7 +93,7 @@ class GptNeo:
             local=local,
             keys=keys,
             values=values,
-            arrays=tuple(kernels.as_array(tensor) for tensor in arrays),
+            arrays=tuple(as_array(tensor) for tensor in arrays),
         )
 
     def rewind(self, slot: int, length: int) -> int:
@@ -120,10 +121,10 @@ class GptNeo:
         near = np.array([self._start[slot] for slot in slots])
         ends = {False: np.array(lengths), True: np.array(lengths) - near}
         lows = {False: 0 * near, True: np.maximum(0, ends[True] - self._window + 1)}
-        rows, places = kernels.as_array(h), np.array(slots)
+        rows, places = as_array(h), np.array(slots)
         for layer in self._layers:
             here = places, lows[layer.local], ends[layer.local]
-            kernels.call(kernels.block, rows, *layer.arrays, *here, self._epsilon)
+            call(kernels.block, rows, *layer.arrays, *here, self._epsilon)
         return self._logits(h[: len(slots)])
 
     def _prefill(self, slot: int, tokens: Sequence[int], start: int) -> torch.Tensor:

@@ -1,45 +1,19 @@
-"""Decoding on a CPU, compiled by Numba: a token through one block of GPT-Neo in a single call.
+"""Decoding on a CPU: a token through one block of GPT-Neo in a single call.
 
 What a token costs is reading the weights once. PyTorch's operations for it, some twenty a layer,
 take longer than that in a small model, and its int8 kernel reads at half of the memory's rate.
-Numba compiles these loops for the machine at hand, with what vectors it has, and keeps the result
-on disk.
 """
 
 import math
-import threading
-from typing import Any
 
 import numba
 import numpy as np
 import torch
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
-from numpy.typing import NDArray
 from torch.nn.functional import pad
 
+from chattune.compiled import as_array, call, compiled, exp, widen
+
 _TOGETHER = 32  # rows of a matrix that a thread takes at once
-_BUSY = threading.Lock()  # not every threading layer of Numba's may be entered twice
-
-
-def _compiled(**options: Any) -> Any:
-    """Numba's decorator, with the result kept on disk where there is a place for it."""
-
-    def compile_(function: Any) -> Any:
-        how = {"fastmath": True, "nogil": True} | options
-        try:
-            return numba.njit(cache=True, **how)(function)
-        except RuntimeError:  # no folder that may be written to
-            return numba.njit(**how)(function)
-
-    return compile_
-
-
-def as_array(tensor: torch.Tensor) -> NDArray[Any]:
-    """The same memory as a NumPy array; bf16 as its bits."""
-    tensor = tensor.contiguous()
-    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 def padded(x: torch.Tensor, weights: torch.dtype) -> torch.Tensor:
@@ -64,80 +38,33 @@ def multiply(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor) -> torc
     return out[: len(x)]
 
 
-def call(kernel: Any, *given: Any) -> None:
-    """Run a kernel on as many threads as PyTorch uses."""
-    with _BUSY:
-        numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
-        kernel(*given)
-
-
-@intrinsic
-def _widen(_: Any, value: Any) -> Any:
-    """A weight as fp32: int8, fp32, or uint16, which holds the bits of a bf16 number."""
-
-    def build(_: Any, builder: Any, __: Any, given: Any) -> Any:
-        word = ir.IntType(32)
-        if value == types.uint16:
-            wide = builder.shl(builder.zext(given[0], word), ir.Constant(word, 16))
-            return builder.bitcast(wide, ir.FloatType())
-        return builder.sitofp(given[0], ir.FloatType()) if value == types.int8 else given[0]
-
-    return types.float32(value), build
-
-
-@intrinsic
-def _power_of_two(_: Any, exponent: Any) -> Any:
-    """2 to an int32 between -126 and 127, as fp32."""
-
-    def build(_: Any, builder: Any, __: Any, given: Any) -> Any:
-        word = ir.IntType(32)
-        bits = builder.shl(builder.add(given[0], ir.Constant(word, 127)), ir.Constant(word, 23))
-        return builder.bitcast(bits, ir.FloatType())
-
-    return types.float32(types.int32), build
-
-
-@_compiled()
-def _exp(x):
-    """e to the x, to 1e-6 near zero; unlike the C library's it is computed for a vector at once."""
-    x = min(max(x * np.float32(1.44269504), np.float32(-126)), np.float32(126))
-    whole = np.floor(x + np.float32(0.5))
-    f = (x - whole) * np.float32(0.69314718)
-    series = np.float32(1 / 720)
-    for n in (120, 24, 6, 2, 1, 1):
-        series = series * f + np.float32(1 / n)
-    return series * _power_of_two(np.int32(whole))
-
-
-@_compiled()
+@compiled()
 def _dot(weights, x):
     total = np.float32(0)
     for k in range(len(x)):
-        total += _widen(weights[k]) * x[k]
+        total += widen(weights[k]) * x[k]
     return total
 
 
-@_compiled()
+@compiled()
 def _by_four(a, x, r):
-    """One row by four of x from `r` on."""
+    """With four rows of x from `r` on: what is loaded serves several products."""
     x0, x1, x2, x3 = x[r], x[r + 1], x[r + 2], x[r + 3]
     a0 = a1 = a2 = a3 = np.float32(0)
     for k in range(len(a)):
-        v = a[k]
-        a0 += v * x0[k]
-        a1 += v * x1[k]
-        a2 += v * x2[k]
-        a3 += v * x3[k]
+        a0 += a[k] * x0[k]
+        a1 += a[k] * x1[k]
+        a2 += a[k] * x2[k]
+        a3 += a[k] * x3[k]
     return a0, a1, a2, a3
 
 
-@_compiled()
+@compiled()
 def _two_by_four(a, b, x, r):
-    """Two rows of weights by four of x from `r` on: what is loaded serves several products."""
     x0, x1, x2, x3 = x[r], x[r + 1], x[r + 2], x[r + 3]
     a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = np.float32(0)
     for k in range(len(a)):
-        v, w = _widen(a[k]), _widen(b[k])
+        v, w = widen(a[k]), widen(b[k])
         a0 += v * x0[k]
         a1 += v * x1[k]
         a2 += v * x2[k]
@@ -149,7 +76,7 @@ def _two_by_four(a, b, x, r):
     return (a0, a1, a2, a3), (b0, b1, b2, b3)
 
 
-@_compiled(parallel=True)
+@compiled(parallel=True)
 def _multiply(x, weight, scale, bias, gelu, add, out):
     """x weight' scale + bias, (rows, out), its GELU if asked for, to `out` or added to it.
 
@@ -180,14 +107,14 @@ def _multiply(x, weight, scale, bias, gelu, add, out):
                 out[r, j] = value
 
 
-@_compiled()
+@compiled()
 def _gelu(x):
     """By tanh: 0.5 (1 + tanh u) = 1 / (1 + exp(-2 u))."""
     u = np.float32(2 * 0.7978845608) * (x + np.float32(0.044715) * x * x * x)
-    return x / (np.float32(1) + _exp(-u))
+    return x / (np.float32(1) + exp(-u))
 
 
-@_compiled()
+@compiled()
 def _layer_norm(h, weight, bias, epsilon):
     out = np.empty_like(h)
     width = h.shape[1]
@@ -205,7 +132,7 @@ def _layer_norm(h, weight, bias, epsilon):
     return out
 
 
-@_compiled(parallel=True)
+@compiled(parallel=True)
 def _attend(qkv, keys, values, slots, lows, ends, out):
     """Each row's key and value go to place `end` of its slot; it sees those from `low` on."""
     heads, size = keys.shape[1], keys.shape[3]
@@ -226,7 +153,7 @@ def _attend(qkv, keys, values, slots, lows, ends, out):
         top = scores.max()
         total = np.float32(0)
         for i in range(len(scores)):
-            scores[i] = _exp(scores[i] - top)
+            scores[i] = exp(scores[i] - top)
             total += scores[i]
         mixed = np.zeros(size, np.float32)
         for i in range(0, fours, 4):
@@ -241,7 +168,7 @@ def _attend(qkv, keys, values, slots, lows, ends, out):
             out[r, head * size + k] = mixed[k] / total
 
 
-@_compiled()
+@compiled()
 def block(
     h, ln_1, ln_1_bias, qkv, qkv_scale, qkv_bias, out, out_scale, out_bias,
     ln_2, ln_2_bias, fc, fc_scale, fc_bias, proj, proj_scale, proj_bias,

@@ -1,0 +1,123 @@
+"""Loops that Numba compiles for the machine at hand: how, on how many threads, and their numbers.
+
+Where PyTorch has no fused operation for a CPU, a plain loop over all of it reads memory once. Numba
+needs no compiler on the user's machine. bf16 arrays are uint16 here, the bits of their numbers;
+arithmetic is fp32.
+"""
+
+import functools
+import hashlib
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+
+_BUSY = threading.Lock()  # not every threading layer of Numba's may be entered twice
+
+
+def compiled(**options: Any) -> Any:
+    """Numba's decorator, with the result kept on disk where there is a place for it."""
+
+    def compile_(function: Any) -> Any:
+        # Python's division looks for zeros, and so goes number by number.
+        how = {"fastmath": True, "nogil": True, "error_model": "numpy"} | options
+        before, numba.config.CACHE_DIR = (
+            numba.config.CACHE_DIR,
+            _place(function.__code__.co_filename),
+        )
+        try:
+            return numba.njit(cache=True, **how)(function)
+        except (RuntimeError, OSError):  # no folder that may be written to
+            return numba.njit(**how)(function)
+        finally:
+            numba.config.CACHE_DIR = before
+
+    return compile_
+
+
+@functools.cache
+def _place(source: str) -> str:
+    """A folder for this very code: Numba does not see when what a function calls has changed."""
+    if numba.config.CACHE_DIR:
+        return str(numba.config.CACHE_DIR)
+    code = hashlib.sha256(Path(__file__).read_bytes() + Path(source).read_bytes())
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return str(Path(caches) / "chattune" / code.hexdigest()[:16])
+
+
+def as_array(tensor: torch.Tensor) -> NDArray[Any]:
+    """The same memory as a NumPy array; bf16 as its bits."""
+    tensor = tensor.contiguous()
+    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def call(kernel: Any, *given: Any) -> None:
+    """Run a kernel on as many threads as PyTorch uses."""
+    with _BUSY:
+        numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+        kernel(*given)
+
+
+@intrinsic
+def widen(_: Any, value: Any) -> Any:
+    """A weight as fp32: int8, fp32, or uint16, which holds the bits of a bf16 number."""
+
+    def build(_: Any, builder: Any, __: Any, given: Any) -> Any:
+        word = ir.IntType(32)
+        if value == types.uint16:
+            wide = builder.shl(builder.zext(given[0], word), ir.Constant(word, 16))
+            return builder.bitcast(wide, ir.FloatType())
+        return builder.sitofp(given[0], ir.FloatType()) if value == types.int8 else given[0]
+
+    return types.float32(value), build
+
+
+@intrinsic
+def narrow(_: Any, value: Any, like: Any) -> Any:
+    """fp32 as a number of `like`'s kind: fp32 as it is, or the bits of the nearest bf16.
+
+    Ties go to even; not for NaN.
+    """
+
+    def build(_: Any, builder: Any, __: Any, given: Any) -> Any:
+        if like != types.uint16:
+            return given[0]
+        word, half = ir.IntType(32), ir.Constant(ir.IntType(32), 16)
+        bits = builder.bitcast(given[0], word)
+        odd = builder.and_(builder.lshr(bits, half), ir.Constant(word, 1))
+        near = builder.add(bits, builder.add(odd, ir.Constant(word, 0x7FFF)))
+        return builder.trunc(builder.lshr(near, half), ir.IntType(16))
+
+    return like(types.float32, like), build
+
+
+@intrinsic
+def _power_of_two(_: Any, exponent: Any) -> Any:
+    """2 to an int32 between -126 and 127, as fp32."""
+
+    def build(_: Any, builder: Any, __: Any, given: Any) -> Any:
+        word = ir.IntType(32)
+        bits = builder.shl(builder.add(given[0], ir.Constant(word, 127)), ir.Constant(word, 23))
+        return builder.bitcast(bits, ir.FloatType())
+
+    return types.float32(types.int32), build
+
+
+@compiled()
+def exp(x):
+    """e to the x, to 1e-6 near zero; unlike the C library's it is computed for a vector at once."""
+    x = min(max(x * np.float32(1.44269504), np.float32(-126)), np.float32(126))
+    whole = np.floor(x + np.float32(0.5))
+    f = (x - whole) * np.float32(0.69314718)
+    series = np.float32(1 / 720)
+    for n in (120, 24, 6, 2, 1, 1):
+        series = series * f + np.float32(1 / n)
+    return series * _power_of_two(np.int32(whole))
