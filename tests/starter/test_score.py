@@ -18,6 +18,7 @@ from score import is_right, repeats, score
         ("PARIS, in France!", True),
         ("Paris.", False),  # the second group is missing
         ("Parisian France", False),  # no whole word
+        ("All-Paris in France", False),
         ("Paris in France, or London.", False),
     ],
 )

@@ -106,7 +106,7 @@ def is_right(reply: str, must: list[list[str]], must_not: list[str]) -> bool:
 
 def holds(reply: str, words: str) -> bool:
     """Whether the words stand in the reply."""
-    return re.search(rf"(?i)(?<!\w){re.escape(words)}(?!\w)", reply) is not None
+    return re.search(rf"(?i)(?<![\w-]){re.escape(words)}(?![\w-])", reply) is not None
 
 
 def repeats(text: str) -> tuple[int, int]:
