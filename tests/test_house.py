@@ -37,7 +37,7 @@ FREE = {"cli", "__init__"}  # the command line, and the public names
 PRINTERS = {"cli.py", "chat/terminal.py"}
 HEAVY = {
     *("torch", "transformers", "tokenizers", "datasets", "peft", "trl", "accelerate", "numpy"),
-    *("gradio", "matplotlib", "pyarrow", "pandas", "huggingface_hub", "safetensors"),
+    *("gradio", "matplotlib", "pyarrow", "pandas", "huggingface_hub", "safetensors", "numba"),
 }
 VERBS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 

@@ -7,8 +7,9 @@ arithmetic is fp32.
 
 import functools
 import hashlib
-import os
+import tempfile
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,37 +21,55 @@ from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-_BUSY = threading.Lock()  # not every threading layer of Numba's may be entered twice
+from chattune.folders import cache_folder
+
+# Not every threading layer of Numba's may be entered twice. A forked child must not call kernels.
+_BUSY = threading.Lock()
 
 
 def compiled(**options: Any) -> Any:
     """Numba's decorator, with the result kept on disk where there is a place for it."""
 
     def compile_(function: Any) -> Any:
+        place, before = _place(function.__code__.co_filename), numba.config.CACHE_DIR
         # Python's division looks for zeros, and so goes number by number.
         how = {"fastmath": True, "nogil": True, "error_model": "numpy"} | options
-        before, numba.config.CACHE_DIR = (
-            numba.config.CACHE_DIR,
-            _place(function.__code__.co_filename),
-        )
-        try:
-            return numba.njit(cache=True, **how)(function)
-        except (RuntimeError, OSError):  # no folder that may be written to
+        if place is None:
             return numba.njit(**how)(function)
+        numba.config.CACHE_DIR = place
+        try:
+            dispatcher = numba.njit(cache=True, **how)(function)
         finally:
             numba.config.CACHE_DIR = before
+        for name in ("load_overload", "save_overload"):
+            setattr(dispatcher._cache, name, _or_nothing(getattr(dispatcher._cache, name)))
+        return dispatcher
 
     return compile_
 
 
 @functools.cache
-def _place(source: str) -> str:
+def _place(source: str) -> str | None:
     """A folder for this very code: Numba does not see when what a function calls has changed."""
-    if numba.config.CACHE_DIR:
-        return str(numba.config.CACHE_DIR)
-    code = hashlib.sha256(Path(__file__).read_bytes() + Path(source).read_bytes())
-    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return str(Path(caches) / "chattune" / code.hexdigest()[:16])
+    try:
+        code = hashlib.sha256(Path(__file__).read_bytes() + Path(source).read_bytes())
+        caches = Path(numba.config.CACHE_DIR or cache_folder() / "compiled")
+        folder = caches / code.hexdigest()[:16]
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return str(folder)
+    except (OSError, RuntimeError):  # nowhere to write, no home
+        return None
+
+
+def _or_nothing(access: Any) -> Any:
+    """A full disk or a damaged file costs the time to compile again, no more."""
+
+    def try_(*given: Any) -> Any:
+        with suppress(Exception):  # the unpickling of a damaged file raises many kinds
+            return access(*given)
+
+    return try_
 
 
 def as_array(tensor: torch.Tensor) -> NDArray[Any]:
@@ -61,8 +80,12 @@ def as_array(tensor: torch.Tensor) -> NDArray[Any]:
 
 def call(kernel: Any, *given: Any) -> None:
     """Run a kernel on as many threads as PyTorch uses."""
+    threads = torch.get_num_threads()
     with _BUSY:
-        numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+        numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+        # Where both use one OpenMP, Numba's first start changes PyTorch's number (numba#9387).
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
         kernel(*given)
 
 
@@ -121,3 +144,13 @@ def exp(x):
     for n in (120, 24, 6, 2, 1, 1):
         series = series * f + np.float32(1 / n)
     return series * _power_of_two(np.int32(whole))
+
+
+@compiled()
+def gelu_share(x):
+    """What GELU (by tanh) lets through of x: 0.5 (1 + tanh u) = 1 / (1 + exp(-2 u)).
+
+    u is sqrt(2 / pi) (x + 0.044715 x^3).
+    """
+    u = np.float32(1.5957691) * (x + np.float32(0.044715) * x * x * x)
+    return np.float32(1) / (np.float32(1) + exp(-u))

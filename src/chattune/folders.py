@@ -12,6 +12,13 @@ from typing import Any
 from chattune.errors import OutputError
 
 
+def cache_folder() -> Path:
+    """What can be made again is kept in $CHATTUNE_CACHE, or in chattune in the user's cache."""
+    if named := os.environ.get("CHATTUNE_CACHE"):
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "chattune"
+
+
 def refuse_in_use(folder: Path, option: str) -> None:
     """Raise OutputError unless `folder` can be made: absent or empty, and in a writable place."""
     in_use = any(folder.iterdir()) if folder.is_dir() else folder.exists() or folder.is_symlink()

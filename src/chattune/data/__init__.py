@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import os
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from chattune.data.sources import fingerprint, read_rows
 from chattune.data.store import IGNORED, TableWriter, read_table
 from chattune.data.tally import Tally
 from chattune.errors import DataError, RecipeError
-from chattune.folders import refuse_in_use, whole_folder, write_json
+from chattune.folders import cache_folder, refuse_in_use, whole_folder, write_json
 from chattune.recipe import Recipe
 from chattune.template import Rendered, Template
 
@@ -84,13 +83,6 @@ def prepare(recipe: Recipe, output: Path | None = None) -> Prepared:
         return _load(folder, template)
     _write(recipe, template, key, folder)
     return _load(folder, template)
-
-
-def cache_folder() -> Path:
-    """Where prepared data is kept: $CHATTUNE_CACHE, or chattune in the user's cache."""
-    if named := os.environ.get("CHATTUNE_CACHE"):
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "chattune"
 
 
 def in_validation(conversation: Conversation, share: float) -> bool:

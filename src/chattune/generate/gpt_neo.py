@@ -1,7 +1,8 @@
 """GPT-Neo's forward pass with a static cache, for decoding on a CPU.
 
 The residual stream, attention and the cache are in fp32, the matrices in what the weights were
-rounded to. A prompt goes through PyTorch's operations, a token of a reply through our kernels.
+rounded to. A prompt goes through PyTorch's operations, a token of a reply through our kernels, and
+so does the output layer.
 Local layers keep only their window, and room behind it.
 """
 
@@ -47,8 +48,7 @@ class GptNeo:
         t = weights.tensors
         self._bf16 = bf16
         self._wte, self._wpe = t["wte"], t["wpe"]
-        self._head, self._mean = matrix(*_scaled(t, "head"), bf16=bf16), t["head.mean"]
-        self._rounded = t["head"].dtype
+        self._head, self._mean = _scaled(t, "head"), t["head.mean"]
         self._ln_f = t["ln_f"], t["ln_f.bias"]
         self._heads, self._width = weights.heads, self._wte.shape[1]
         self._window, self._epsilon = weights.window, weights.epsilon
@@ -117,10 +117,10 @@ class GptNeo:
         """One token more in each slot, which holds so many; fp32 logits (slots, vocabulary)."""
         for slot, length in zip(slots, lengths, strict=True):
             self._make_room(slot, length, 1)
-        h = kernels.padded(self._embed(tokens, lengths), self._rounded)
-        near = np.array([self._start[slot] for slot in slots])
-        ends = {False: np.array(lengths), True: np.array(lengths) - near}
-        lows = {False: 0 * near, True: np.maximum(0, ends[True] - self._window + 1)}
+        h = kernels.padded(self._embed(tokens, lengths), self._head[0].dtype)
+        starts = np.array([self._start[slot] for slot in slots])
+        ends = {False: np.array(lengths), True: np.array(lengths) - starts}
+        lows = {False: 0 * starts, True: np.maximum(0, ends[True] - self._window + 1)}
         rows, places = as_array(h), np.array(slots)
         for layer in self._layers:
             here = places, lows[layer.local], ends[layer.local]
@@ -184,7 +184,7 @@ class GptNeo:
 
     def _logits(self, h: torch.Tensor) -> torch.Tensor:
         x = layer_norm(h, (self._width,), *self._ln_f, self._epsilon)
-        return self._head(x).float().add_((x @ self._mean)[:, None])
+        return kernels.multiply(x, *self._head).add_((x @ self._mean)[:, None])
 
 
 def _scaled(tensors: Mapping[str, torch.Tensor], name: str) -> tuple[torch.Tensor, torch.Tensor]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.nn.functional import pad
 
-from chattune.compiled import as_array, call, compiled, exp, widen
+from chattune.compiled import as_array, call, compiled, exp, gelu_share, widen
 
 _TOGETHER = 32  # rows of a matrix that a thread takes at once
 
@@ -22,7 +22,7 @@ def padded(x: torch.Tensor, weights: torch.dtype) -> torch.Tensor:
     Beside fp32 weights one is computed as four are, so that it comes out the same to the bit.
     """
     rows = 1 if len(x) == 1 and weights != torch.float32 else -(-len(x) // 4) * 4
-    return pad(x.float(), (0, 0, 0, rows - len(x)))
+    return pad(x.detach().float(), (0, 0, 0, rows - len(x)))
 
 
 def multiply(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -33,8 +33,7 @@ def multiply(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor) -> torc
     rows = padded(x, weight.dtype)
     out = torch.empty(len(rows), len(weight))
     none = np.zeros(len(weight), np.float32)
-    given = as_array(rows), as_array(weight), as_array(scale), none
-    call(_multiply, *given, False, False, as_array(out))
+    call(_product, *map(as_array, (rows, weight, scale)), none, as_array(out))
     return out[: len(x)]
 
 
@@ -101,17 +100,15 @@ def _multiply(x, weight, scale, bias, gelu, add, out):
             for j in range(first, stop):
                 value = found[r, j - first] * scale[j] + bias[j]
                 if gelu:
-                    value = _gelu(value)
+                    value *= gelu_share(value)
                 if add:
                     value += out[r, j]
                 out[r, j] = value
 
 
 @compiled()
-def _gelu(x):
-    """By tanh: 0.5 (1 + tanh u) = 1 / (1 + exp(-2 u))."""
-    u = np.float32(2 * 0.7978845608) * (x + np.float32(0.044715) * x * x * x)
-    return x / (np.float32(1) + exp(-u))
+def _product(x, weight, scale, bias, out):
+    _multiply(x, weight, scale, bias, False, False, out)
 
 
 @compiled()
@@ -150,7 +147,9 @@ def _attend(qkv, keys, values, slots, lows, ends, out):
             scores[i], scores[i + 1], scores[i + 2], scores[i + 3] = _by_four(query, near, i)
         for i in range(fours, len(scores)):
             scores[i] = _dot(near[i], query)
-        top = scores.max()
+        top = scores[0]
+        for i in range(1, len(scores)):
+            top = max(top, scores[i])
         total = np.float32(0)
         for i in range(len(scores)):
             scores[i] = exp(scores[i] - top)

@@ -1,4 +1,4 @@
-"""A weight matrix that is multiplied by a few rows while decoding, by many in a prefill."""
+"""A weight matrix outside of the decoding step: for the rows of a prompt, few or many."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ from torch.nn.functional import linear
 
 from chattune.generate import kernels
 
-_FEW = 16  # rows: beyond it the kernel computes longer than a conversion to bf16 takes
+_FEW = 16  # rows: beyond it PyTorch's product, conversion of the weights included, is faster
 
 Matrix = Callable[[torch.Tensor], torch.Tensor]  # x (rows, in) -> (rows, out)
 

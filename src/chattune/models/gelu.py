@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from chattune.compiled import as_array, call, compiled, exp, narrow, widen
+from chattune.compiled import as_array, call, compiled, gelu_share, narrow, widen
 
 _TOGETHER = 4096  # numbers that a thread takes at once
 
@@ -46,13 +46,6 @@ def _flat(tensor: torch.Tensor) -> Any:
     return as_array(tensor.detach()).reshape(-1)
 
 
-@compiled()
-def _sigmoid(x):
-    """Of 2 sqrt(2 / pi) (x + 0.044715 x^3): 0.5 (1 + tanh u) = 1 / (1 + exp(-2 u))."""
-    u = np.float32(1.5957691) * (x + np.float32(0.044715) * x * x * x)
-    return np.float32(1) / (np.float32(1) + exp(-u))
-
-
 @compiled(parallel=True)
 def _forward(x, out):
     for part in numba.prange((len(x) + _TOGETHER - 1) // _TOGETHER):
@@ -64,7 +57,7 @@ def _forward(x, out):
 def _forward_part(x, out):
     for i in range(len(x)):
         v = widen(x[i])
-        out[i] = narrow(v * _sigmoid(v), out[i])
+        out[i] = narrow(v * gelu_share(v), out[i])
 
 
 @compiled(parallel=True)
@@ -78,6 +71,6 @@ def _backward(x, grad, out):
 def _backward_part(x, grad, out):
     for i in range(len(x)):
         v = widen(x[i])
-        s = _sigmoid(v)
+        s = gelu_share(v)
         du = np.float32(1.5957691) * (np.float32(1) + np.float32(0.134145) * v * v)
         out[i] = narrow(widen(grad[i]) * (s + v * s * (np.float32(1) - s) * du), out[i])
