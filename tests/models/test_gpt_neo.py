@@ -83,7 +83,9 @@ def test_logits_and_adapter_gradients_equal_eager(
         assert float((theirs - ours).abs().max()) <= BOUND[dtype] * scale
 
 
-@pytest.mark.parametrize("lengths", [[1, 1], [255, 257, 3], [600, 1, 40, 256]], ids=str)
+@pytest.mark.parametrize(
+    "lengths", [[1, 1], [255, 257, 3], [600, 1, 40, 256], [3, 40, 7, 60, 300, 20, 20]], ids=str
+)
 def test_a_pack_equals_its_conversations_one_by_one(eager: Any, lengths: list[int]) -> None:
     quick = fast(eager, torch.float32)
     ids = tokens(sum(lengths))

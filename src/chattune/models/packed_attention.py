@@ -3,7 +3,8 @@
 PyTorch's fused kernel takes no packing on a CPU, and its backward pass there runs at a tenth of
 the matrix rate. Here the scores are made block by block with plain matrix products (the keys of a
 block end at its last query, and begin where a local layer's window does), so no masked block is
-computed. Scores are in fp32, as in transformers' GPT-Neo; probabilities are kept for the backward
+computed. Short conversations share a block, under a mask that keeps them apart: a call of PyTorch's
+takes longer than what is computed for nothing. Scores are in fp32, as in transformers' GPT-Neo; probabilities are kept for the backward
 pass in the weights' dtype.
 """
 
@@ -53,11 +54,11 @@ class _Blockwise(torch.autograd.Function):
         result = torch.empty_like(query)
         kept: list[torch.Tensor] = []
         grows = any(ctx.needs_input_grad[:3])
-        for q, k, v, out in _conversations(lengths, heads, query, key, value, result):
+        for group, q, k, v, out in _groups(lengths, heads, query, key, value, result):
             q_wide, k_wide = q.float() * scale if scale != 1 else q.float(), k.float()
             for rows, columns in _blocks(q.shape[1], window):
                 scores = torch.bmm(q_wide[:, rows], k_wide[:, columns].transpose(1, 2))
-                scores += _mask(rows.stop - rows.start, columns, rows.start, window, q.device)
+                scores += _mask(group, rows, columns, window, q.device)
                 odds = torch.softmax(scores, -1).to(v.dtype)
                 out[:, rows] = torch.bmm(odds, v[:, columns])
                 if grows:
@@ -72,9 +73,7 @@ class _Blockwise(torch.autograd.Function):
         lengths, heads, window, scale = ctx.layout
         grads = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
         every_odds = iter(kept)
-        for q, k, v, g, dq, dk, dv in _conversations(
-            lengths, heads, query, key, value, grad, *grads
-        ):
+        for _, q, k, v, g, dq, dk, dv in _groups(lengths, heads, query, key, value, grad, *grads):
             for rows, columns in _blocks(q.shape[1], window):
                 odds, g_rows = next(every_odds), g[:, rows]
                 dv[:, columns].baddbmm_(odds.transpose(1, 2), g_rows)
@@ -87,12 +86,19 @@ class _Blockwise(torch.autograd.Function):
         return *grads, None, None, None, None
 
 
-def _conversations(
-    lengths: Sequence[int], heads: int, *packs: torch.Tensor
-) -> Iterator[tuple[torch.Tensor, ...]]:
-    """Each conversation's views (heads, tokens, head) of packs (tokens, hidden)."""
-    for pieces in zip(*(torch.split(pack, list(lengths)) for pack in packs), strict=True):
-        yield tuple(p.view(len(p), heads, -1).transpose(0, 1) for p in pieces)
+def _groups(lengths: Sequence[int], heads: int, *packs: torch.Tensor) -> Iterator[tuple[Any, ...]]:
+    """One conversation, or several that fit a block: their lengths, and of each of the packs
+    (tokens, hidden) a view (heads, tokens, head).
+    """
+    groups: list[tuple[int, ...]] = []
+    for length in lengths:
+        if groups and sum(groups[-1]) + length <= _BLOCK:
+            groups[-1] += (length,)
+        else:
+            groups.append((length,))
+    sizes = [sum(group) for group in groups]
+    for group, *pieces in zip(groups, *(torch.split(p, sizes) for p in packs), strict=True):
+        yield group, *(p.view(len(p), heads, -1).transpose(0, 1) for p in pieces)
 
 
 def _blocks(length: int, window: int | None) -> Iterator[tuple[slice, slice]]:
@@ -103,9 +109,21 @@ def _blocks(length: int, window: int | None) -> Iterator[tuple[slice, slice]]:
 
 
 def _mask(
-    rows: int, columns: slice, start: int, window: int | None, device: torch.device
+    group: tuple[int, ...], rows: slice, columns: slice, window: int | None, device: torch.device
 ) -> torch.Tensor:
-    return _band(rows, columns.stop - columns.start, start - columns.start, window, device)
+    if len(group) > 1:
+        return _apart(group, window, device)
+    shift = rows.start - columns.start
+    return _band(rows.stop - rows.start, columns.stop - columns.start, shift, window, device)
+
+
+@functools.lru_cache(maxsize=64)
+def _apart(group: tuple[int, ...], window: int | None, device: torch.device) -> torch.Tensor:
+    """The mask of several conversations in one block."""
+    size = sum(group)
+    which = torch.arange(len(group)).repeat_interleave(torch.tensor(group)).to(device)
+    other = which[:, None] != which
+    return _band(size, size, 0, window, device).masked_fill(other, float("-inf"))
 
 
 @functools.lru_cache(maxsize=256)
