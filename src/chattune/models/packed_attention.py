@@ -4,8 +4,8 @@ PyTorch's fused kernel takes no packing on a CPU, and its backward pass there ru
 the matrix rate. Here the scores are made block by block with plain matrix products (the keys of a
 block end at its last query, and begin where a local layer's window does), so no masked block is
 computed. Short conversations share a block, under a mask that keeps them apart: a call of PyTorch's
-takes longer than what is computed for nothing. Scores are in fp32, as in transformers' GPT-Neo; probabilities are kept for the backward
-pass in the weights' dtype.
+takes longer than what is computed for nothing. Scores are in fp32, as in transformers' GPT-Neo;
+probabilities are kept for the backward pass in the weights' dtype.
 """
 
 import functools
