@@ -100,10 +100,10 @@ def main() -> None:
 
 
 def _topics(path: Path) -> Iterator[Talk]:
-    """Each way to open a talk once; it goes on often enough to have each later wording twice."""
+    """Each way to open a talk once; it goes on often enough to have each later wording once."""
     for line in path.read_text("utf-8").splitlines():
         first, *later = json.loads(line)["turns"]
-        whole = 2 * max((len(turn["ask"]) for turn in later), default=0)
+        whole = max((len(turn["ask"]) for turn in later), default=0)
         for i, ask in enumerate(first["ask"]):
             talk = [(ask, first["reply"])]
             if i < whole:
@@ -144,7 +144,7 @@ def _names(rng: random.Random) -> Iterator[Talk]:
 def _changes_of_subject(rng: random.Random, talks: list[Talk]) -> list[Talk]:
     """People go on with something else: two talks in one, the second as if alone."""
     short = [talk for talk in talks if len(talk) <= LONGEST // 2]
-    return [[*rng.choice(short), *talk] for talk in rng.sample(short, len(talks) // 10)]
+    return [[*rng.choice(short), *talk] for talk in rng.sample(short, len(talks) // 20)]
 
 
 if __name__ == "__main__":
