@@ -1,9 +1,10 @@
 """Write the starter's conversations: topics in several wordings, and tables for the regular parts.
 
-python training/starter/conversations.py OUT.jsonl
+python training/starter/conversations.py OUT.jsonl [--all]
 
 Each line of topics/*.jsonl is a talk of one to four turns; a turn has the ways to ask it and one
-reply. The tables below are ours too.
+reply. The tables below are ours too. --all adds more_topics/*.jsonl, which are too many for the
+embedded base: with them it learns the replies, but not which question each of them answers.
 """
 
 import json
@@ -84,7 +85,9 @@ NAME_ANSWERS = ("Your name is {0}.", "You told me that your name is {0}.", "You 
 
 def main() -> None:
     """All conversations, in an order that does not depend on anything but this folder."""
-    rows = [talk for path in sorted((HERE / "topics").glob("*.jsonl")) for talk in _topics(path)]
+    folders = ["topics", "more_topics"] if "--all" in sys.argv else ["topics"]
+    paths = [path for folder in folders for path in sorted((HERE / folder).glob("*.jsonl"))]
+    rows = [talk for path in paths for talk in _topics(path)]
     rng = random.Random(0)
     rows += [*_capitals(rng), *_opposites(rng), *_sums(rng), *_names(rng)]
     rows += _changes_of_subject(rng, rows)
