@@ -21,7 +21,7 @@ from chattune.errors import BaseError
 from chattune.run import ADAPTER, INT8, write_folder
 
 Precision = Literal["fp32", "bf16", "int8"]
-_FORMAT = "1"
+_FORMAT = "2"
 _CONFIG = (
     "attention_types",
     "num_heads",
@@ -157,10 +157,10 @@ def _rounded(
 
 
 def to_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """A matrix (out, in) as int8 with a bf16 scale for each row: weight = int8 * scale."""
+    """A matrix (out, in) as int8 with an fp32 scale for each row: weight = int8 * scale."""
     low, high = weight.aminmax(dim=1)
-    scale = (torch.maximum(-low, high) / 127).clamp_min_(1e-12).bfloat16()
-    return (weight / scale.float()[:, None]).round_().clamp_(-127, 127).to(torch.int8), scale
+    scale = (torch.maximum(-low, high) / 127).clamp_min_(1e-12)
+    return (weight / scale[:, None]).round_().clamp_(-127, 127).to(torch.int8), scale
 
 
 def _adapter_mark(run: Path | None) -> str:
