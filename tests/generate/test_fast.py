@@ -152,7 +152,7 @@ def test_rounded_weights_keep_the_distribution(
 ) -> None:
     """On the starter, a trained model: KL from fp32 in nats a token, and the mean's difference.
 
-    The base has not seen conversations; there it is less sure of itself, and rounding tells more.
+    Conversations it has hardly seen: there it is less sure of itself, and rounding tells more.
     """
     base = find_base("starter")
     ids = AutoTokenizer.from_pretrained(base.folder)(text_of(kind)).input_ids[:400]
