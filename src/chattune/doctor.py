@@ -19,7 +19,7 @@ _SHAPES = {
 _SUPERVISED = 0.5  # share of the tokens that the loss covers: about Guanaco's
 # What benchmarks/train.py and benchmarks/decode.py reached (docs/performance.md): in training a
 # share of the matrix rate; in decoding int8 a share of the reading rate, and a time for a layer.
-_TRAINING_SHARE, _DECODING_SHARE, _LAYER_S = 0.55, 0.85, 60e-6
+_TRAINING_SHARE, _DECODING_SHARE, _LAYER_S = 0.55, 0.75, 90e-6
 
 _PACKAGES = ("chattune", "torch", "transformers", "trl", "peft", "datasets", "gradio")
 
