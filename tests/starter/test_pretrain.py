@@ -65,6 +65,18 @@ def test_a_killed_run_goes_on_to_the_same_base(corpus: Path, tmp_path: Path) -> 
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)
 
+    # Trained further, it begins where it was.
+    further = command(corpus, tmp_path / "more", f"--start={tmp_path / 'whole/model'}", "--lr=1e-4")
+    more = subprocess.run(further, capture_output=True, text=True)
+    assert more.returncode == 0, more.stderr
+    first = json.loads((tmp_path / "more/log.jsonl").read_text().splitlines()[0])
+    assert first["loss"] < log[-1]["loss"] + 0.2
+    vocabularies = [
+        json.loads((tmp_path / name / "tokenizer.json").read_text())["model"]["vocab"]
+        for name in ("whole", "more")
+    ]
+    assert vocabularies[0] == vocabularies[1]
+
     # What was written is what was trained, as transformers computes it.
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "whole/model", dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "whole/model")

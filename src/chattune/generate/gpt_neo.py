@@ -2,8 +2,7 @@
 
 The residual stream, attention and the cache are in fp32, the matrices in what the weights were
 rounded to. A prompt goes through PyTorch's operations, a token of a reply through our kernels, and
-so does the output layer.
-Local layers keep only their window, and room behind it.
+so does the output layer. Local layers keep only their window, and room behind it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -188,7 +187,6 @@ class GptNeo:
 
 
 def _scaled(tensors: Mapping[str, torch.Tensor], name: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """A matrix and its rows' scales in fp32: ones, if it is not in int8."""
+    """A matrix and its rows' scales: ones, if it is not in int8."""
     weight = tensors[name]
-    scale = tensors.get(f"{name}.scale")
-    return weight, torch.ones(len(weight)) if scale is None else scale.float()
+    return weight, tensors.get(f"{name}.scale", torch.ones(len(weight)))

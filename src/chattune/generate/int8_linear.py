@@ -21,7 +21,7 @@ class Int8Linear(nn.Module):
         """`weight` is (out, in); for `bf16` see matrix()."""
         super().__init__()
         rounded, scale = to_int8(weight.float())
-        self._product: Matrix = matrix(rounded, scale.float(), bf16=bf16)
+        self._product: Matrix = matrix(rounded, scale, bf16=bf16)
         self.bias = bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
