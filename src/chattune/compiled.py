@@ -2,7 +2,7 @@
 
 Where PyTorch has no fused operation for a CPU, a plain loop over all of it reads memory once. Numba
 needs no compiler on the user's machine. bf16 arrays are uint16 here, the bits of their numbers;
-arithmetic is fp32.
+arithmetic is fp32, but for int8 with int16.
 """
 
 import functools
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
@@ -154,3 +155,115 @@ def gelu_share(x):
     """
     u = np.float32(1.5957691) * (x + np.float32(0.044715) * x * x * x)
     return np.float32(1) / (np.float32(1) + exp(-u))
+
+
+LANES = 32  # columns that products() takes at a time
+
+
+def products(high: int, wide: int, *, ahead: int = 0) -> Any:
+    """Inner products of `high` rows of weights with `wide` rows of x, as an intrinsic.
+
+    It takes weights (m, n) and the first of the rows there, x (p, n) and the first there. It returns
+    high * wide sums over the whole LANES of n, those with one row of weights together. fp32 and bf16
+    weights go with fp32 x. int8 weights go with int16 x and are summed in int32, where the caller
+    sees to it that there is room: for this processors have an instruction (vpmaddwd, vpdpwssd) that
+    LLVM does not find in a plain loop.
+    """
+
+    @intrinsic
+    def sums(_: Any, weights: Any, j: Any, x: Any, r: Any) -> Any:
+        whole = weights.dtype == types.int8
+        number = ir.IntType(32) if whole else ir.FloatType()
+        kind = types.int32 if whole else types.float32
+
+        def build(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+            ours = context.make_array(weights)(context, builder, given[0])
+            theirs = context.make_array(x)(context, builder, given[2])
+            n = builder.extract_value(ours.shape, 1)
+
+            def constant(value: int) -> Any:
+                return ir.Constant(n.type, value)
+
+            def rows(data: Any, first: Any, count: int) -> list[Any]:
+                places = [builder.add(first, constant(i)) for i in range(count)]
+                return [builder.gep(data, [builder.mul(place, n)]) for place in places]
+
+            def load(row: Any, k: Any, lanes: int) -> Any:
+                place = builder.gep(row, [k])
+                kind = ir.VectorType(place.type.pointee, lanes)
+                return builder.load(builder.bitcast(place, kind.as_pointer()), align=1)
+
+            zero = ir.Constant(ir.VectorType(number, 16), [number(0)] * 16)
+            totals = [cgutils.alloca_once_value(builder, zero) for _ in range(high * wide)]
+            stop, step = builder.and_(n, constant(-LANES)), LANES if whole else 16
+            w_rows, x_rows = rows(ours.data, given[1], high), rows(theirs.data, given[3], wide)
+            with cgutils.for_range_slice(
+                builder, constant(0), stop, constant(step), n.type
+            ) as (k, _):
+                for row in w_rows if ahead else []:
+                    _prefetch(builder, builder.gep(row, [k]), ahead)
+                w = [_wide(builder, load(row, k, step)) for row in w_rows]
+                v = [load(row, k, step) for row in x_rows]
+                for i, total in enumerate(totals):
+                    more = _products_added(builder, w[i // wide], v[i % wide], builder.load(total))
+                    builder.store(more, total)
+            across = _across(builder, [builder.load(total) for total in totals])
+            found = [
+                builder.extract_element(across, ir.IntType(32)(i)) for i in range(high * wide)
+            ]
+            return context.make_tuple(builder, signature.return_type, found)
+
+        return types.UniTuple(kind, high * wide)(weights, j, x, r), build
+
+    return sums
+
+
+def _wide(builder: Any, weights: Any) -> Any:
+    """A vector of weights in fp32, or in int16 if it is int8."""
+    count = weights.type.count
+    if weights.type.element == ir.IntType(8):
+        return builder.sext(weights, ir.VectorType(ir.IntType(16), count))
+    if weights.type.element == ir.IntType(16):
+        words = builder.zext(weights, ir.VectorType(ir.IntType(32), count))
+        high = builder.shl(words, ir.Constant(words.type, [ir.IntType(32)(16)] * count))
+        return builder.bitcast(high, ir.VectorType(ir.FloatType(), count))
+    return weights
+
+
+def _products_added(builder: Any, a: Any, b: Any, total: Any) -> Any:
+    """total + a b: of fp32 each number's, of int16 the sum of each pair's."""
+    if a.type.element == ir.FloatType():
+        return builder.fadd(builder.fmul(a, b, flags=("contract",)), total, flags=("contract",))
+    word, count = ir.IntType(32), a.type.count
+    words = ir.VectorType(word, count)
+    each = builder.mul(builder.sext(a, words), builder.sext(b, words))
+    for first in (0, 1):
+        every_other = [word(i) for i in range(first, count, 2)]
+        places = ir.Constant(ir.VectorType(word, count // 2), every_other)
+        total = builder.add(
+            total, builder.shuffle_vector(each, ir.Constant(words, ir.Undefined), places)
+        )
+    return total
+
+
+def _across(builder: Any, vectors: list[Any]) -> Any:
+    """A vector whose lane i is the sum over the 16 lanes of vector i, of up to 16."""
+    add = builder.fadd if vectors[0].type.element == ir.FloatType() else builder.add
+    pairs = [ir.Constant(ir.VectorType(ir.IntType(32), 16), [ir.IntType(32)(i) for i in range(s, 32, 2)]) for s in (0, 1)]
+    for _ in range(4):
+        if len(vectors) % 2:
+            vectors = [*vectors, vectors[-1]]
+        vectors = [
+            add(*(builder.shuffle_vector(a, b, places) for places in pairs))
+            for a, b in zip(vectors[::2], vectors[1::2], strict=True)
+        ]
+    return vectors[0]
+
+
+def _prefetch(builder: Any, place: Any, ahead: int) -> None:
+    byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+    function = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(ir.VoidType(), [byte, word, word, word]), "llvm.prefetch.p0"
+    )
+    there = builder.gep(builder.bitcast(place, byte), [ir.IntType(64)(ahead)])
+    builder.call(function, [there, word(0), word(3), word(1)])

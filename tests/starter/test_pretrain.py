@@ -30,6 +30,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     pq.write_table(pa.table({"text": texts[:-1]}), folder / "a.parquet")
     (folder / "heldout.json").write_text(json.dumps(texts[-1:]))
+    (folder / "mix").mkdir()
+    pq.write_table(pa.table({"text": [f"Red is colour {i}." for i in range(3000)]}), folder / "mix/b.parquet")
     return folder
 
 
@@ -66,7 +68,8 @@ def test_a_killed_run_goes_on_to_the_same_base(corpus: Path, tmp_path: Path) -> 
     assert all(torch.equal(one[name], two[name]) for name in one)
 
     # Trained further, it begins where it was.
-    further = command(corpus, tmp_path / "more", f"--start={tmp_path / 'whole/model'}", "--lr=1e-4")
+    start = f"--start={tmp_path / 'whole/model'}"
+    further = command(corpus, tmp_path / "more", start, "--lr=1e-4")
     more = subprocess.run(further, capture_output=True, text=True)
     assert more.returncode == 0, more.stderr
     first = json.loads((tmp_path / "more/log.jsonl").read_text().splitlines()[0])
@@ -84,6 +87,23 @@ def test_a_killed_run_goes_on_to_the_same_base(corpus: Path, tmp_path: Path) -> 
     ids = tokenizer(f"<|endoftext|>{text}<|endoftext|>", return_tensors="pt").input_ids
     nats = model(ids, labels=ids).loss.item() * (ids.shape[1] - 1)
     assert nats / math.log(2) / len(text) == pytest.approx(log[-1]["bits_per_byte"], rel=0.02)
+
+
+def test_a_mix_is_half_of_what_is_read(corpus: Path, tmp_path: Path) -> None:
+    mix = command(corpus, tmp_path, f"--mix={corpus / 'mix'}", "--save-every=0")
+    with subprocess.Popen(mix, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        for line in process.stdout:
+            if "'step': 50" in line:
+                process.send_signal(signal.SIGKILL)
+    again = subprocess.run(mix, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert log[-1]["bits_per_byte"] < 3  # the corpus is read too
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    ids = tokenizer("<|endoftext|>Red is colour", return_tensors="pt").input_ids
+    assert model(ids, labels=ids).loss < 3
 
 
 def test_what_is_held_out_is_not_read(corpus: Path) -> None:

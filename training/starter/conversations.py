@@ -1,10 +1,9 @@
 """Write the starter's conversations: topics in several wordings, and tables for the regular parts.
 
-python training/starter/conversations.py OUT.jsonl [--all]
+python training/starter/conversations.py OUT.jsonl
 
 Each line of topics/*.jsonl is a talk of one to four turns; a turn has the ways to ask it and one
-reply. The tables below are ours too. --all adds more_topics/*.jsonl, which are too many for the
-embedded base: with them it learns the replies, but not which question each of them answers.
+reply. The tables below are ours too.
 """
 
 import json
@@ -84,13 +83,8 @@ NAME_ANSWERS = ("Your name is {0}.", "You told me that your name is {0}.", "You 
 
 
 def main() -> None:
-    """All conversations, in an order that does not depend on anything but this folder."""
-    folders = ["topics", "more_topics"] if "--all" in sys.argv else ["topics"]
-    paths = [path for folder in folders for path in sorted((HERE / folder).glob("*.jsonl"))]
-    rows = [talk for path in paths for talk in _topics(path)]
-    rng = random.Random(0)
-    rows += [*_capitals(rng), *_opposites(rng), *_sums(rng), *_names(rng)]
-    rows += _changes_of_subject(rng, rows)
+    """Write them."""
+    rows = talks()
     with Path(sys.argv[1]).open("w", encoding="utf-8") as file:
         for talk in rows:
             messages = [
@@ -100,6 +94,14 @@ def main() -> None:
             ]
             file.write(json.dumps({"messages": messages}) + "\n")
     print(f"{len(rows)} conversations")
+
+
+def talks() -> list[Talk]:
+    """All conversations, in an order that does not depend on anything but this folder."""
+    rows = [talk for path in sorted((HERE / "topics").glob("*.jsonl")) for talk in _topics(path)]
+    rng = random.Random(0)
+    rows += [*_capitals(rng), *_opposites(rng), *_sums(rng), *_names(rng)]
+    return rows + _changes_of_subject(rng, rows)
 
 
 def _topics(path: Path) -> Iterator[Talk]:
@@ -144,10 +146,10 @@ def _names(rng: random.Random) -> Iterator[Talk]:
             yield [first, (rng.choice(NAME_ASKS), rng.choice(NAME_ANSWERS).format(name))]
 
 
-def _changes_of_subject(rng: random.Random, talks: list[Talk]) -> list[Talk]:
+def _changes_of_subject(rng: random.Random, rows: list[Talk]) -> list[Talk]:
     """People go on with something else: two talks in one, the second as if alone."""
-    short = [talk for talk in talks if len(talk) <= LONGEST // 2]
-    return [[*rng.choice(short), *talk] for talk in rng.sample(short, len(talks) // 20)]
+    short = [talk for talk in rows if len(talk) <= LONGEST // 2]
+    return [[*rng.choice(short), *talk] for talk in rng.sample(short, len(rows) // 20)]
 
 
 if __name__ == "__main__":

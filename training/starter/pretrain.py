@@ -42,6 +42,7 @@ def main() -> None:
     """Prepare the corpus if it is not, train, write the model."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--corpus", nargs="+", type=Path, required=True)
+    parser.add_argument("--mix", type=Path, help="folder of a text that is half of every batch")
     parser.add_argument("--heldout", type=Path, required=True, help="JSON list of texts")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--start", type=Path, help="a GPT-Neo of 512 positions to train further")
@@ -58,10 +59,11 @@ def main() -> None:
     torch.manual_seed(given.seed)
     device = find_device()
     heldout = json.loads(given.heldout.read_text("utf-8"))
-    tokenizer, stream = prepare(given, heldout)
-    print(f"{len(stream) / 1e6:.1f} M tokens, vocabulary {tokenizer.get_vocab_size()}", flush=True)
+    tokenizer, *streams = prepare(given, heldout)
+    sizes = " and ".join(f"{len(stream) / 1e6:.1f} M" for stream in streams)
+    print(f"{sizes} tokens, vocabulary {tokenizer.get_vocab_size()}", flush=True)
     training = Training(new_model(given).to(device.torch), device.base_dtype(), given)
-    train(training, stream, encode(tokenizer, heldout).tolist(), heldout)
+    train(training, streams, encode(tokenizer, heldout).tolist(), heldout)
     training.model.to(torch.bfloat16).save_pretrained(given.out / "model")
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -72,34 +74,35 @@ def main() -> None:
     ).save_pretrained(given.out / "model")
 
 
-def prepare(given: argparse.Namespace, heldout: list[str]) -> tuple[Tokenizer, np.ndarray]:
-    """The tokenizer and the corpus in its ids, made once for one OUT."""
-    kept, ids = given.out / "tokenizer.json", given.out / "tokens.npy"
-    made_of = given.out / "corpus.json"
+def prepare(given: argparse.Namespace, heldout: list[str]) -> tuple[Any, ...]:
+    """The tokenizer, the corpus in its ids and `--mix` in them, made once for one OUT."""
+    kept, made_of = given.out / "tokenizer.json", given.out / "corpus.json"
+    folders = [given.corpus] + [[given.mix]] * bool(given.mix)
+    kept_ids = [given.out / name for name in ("tokens.npy", "mix.npy")][: len(folders)]
     now = {
-        "corpus": {
-            str(f.name): f.stat().st_size for d in given.corpus for f in d.glob("*.parquet")
-        },
+        "corpus": {str(f.name): f.stat().st_size for d in sum(folders, []) for f in d.glob("*.parquet")},
         "heldout": hashlib.sha256(json.dumps(heldout).encode()).hexdigest(),
         "vocabulary": given.vocabulary,
         "start": str(given.start),
         "seed": given.seed,
     }
-    if ids.exists() and json.loads(made_of.read_text("utf-8")) != now:
+    if made_of.exists() and json.loads(made_of.read_text("utf-8")) != now:
         raise SystemExit(f"{given.out}: holds another corpus, tokenizer or seed; choose another")
-    if not ids.exists():
-        made_of.write_text(json.dumps(now), "utf-8")
-        texts = documents(given.corpus, heldout, given.seed)
+    made_of.write_text(json.dumps(now), "utf-8")
+    for paths, ids in zip(folders, kept_ids, strict=True):
+        if ids.exists():
+            continue
+        texts = documents(paths, heldout, given.seed)
         characters = sum(map(len, texts))
         print(f"{len(texts)} documents, {characters / 1e6:.1f} M characters", flush=True)
         if given.start:
             tokenizer = Tokenizer.from_file(str(given.start / "tokenizer.json"))
-        else:
+        elif ids is kept_ids[0]:
             tokenizer = train_tokenizer(texts, given.vocabulary)
         tokenizer.save(str(kept))
         np.save(given.out / "half.npy", encode(tokenizer, texts))
         (given.out / "half.npy").replace(ids)
-    return Tokenizer.from_file(str(kept)), np.load(ids, mmap_mode="r")
+    return Tokenizer.from_file(str(kept)), *(np.load(ids, mmap_mode="r") for ids in kept_ids)
 
 
 def new_model(given: argparse.Namespace) -> GPTNeoForCausalLM:
@@ -237,8 +240,10 @@ class Training:
         return warm * min(1.0, max(0.02, (1 - done) / (1 - STEADY)))
 
 
-def train(training: Training, stream: np.ndarray, held: list[int], texts: list[str]) -> None:
-    """Until `--tokens`, with the log and the state on disk."""
+def train(
+    training: Training, streams: list[np.ndarray], held: list[int], texts: list[str]
+) -> None:
+    """Until `--tokens`, with the log and the state on disk; equal parts of each stream."""
     given, at = training.given, training.at
     micro = min(given.batch, MICRO.get(training.model.device.type, 2048))
     n_bytes = sum(len(text.encode()) for text in texts)
@@ -247,13 +252,18 @@ def train(training: Training, stream: np.ndarray, held: list[int], texts: list[s
     path.write_text("".join(x for x in lines if json.loads(x)["step"] <= at["step"]), "utf-8")
     log = path.open("a", encoding="utf-8")
     before, started, saved = at["seconds"], time.monotonic(), time.monotonic()
-    length, rows = 0, iter(())
+    length, rows = 0, []
     while at["tokens"] < given.tokens:
         wanted = SHORT if at["tokens"] < LENGTHEN * given.tokens else LONG
         if wanted != length:
             length = wanted
-            rows = windows(stream, length, given.seed, at["tokens"] // length)
-        parts = [np.stack(list(islice(rows, micro // length))) for _ in range(given.batch // micro)]
+            first = at["tokens"] // length // len(streams)
+            rows = [windows(stream, length, given.seed, first) for stream in streams]
+        each = micro // length // len(rows)
+        parts = [
+            np.stack([window for source in rows for window in islice(source, each)])
+            for _ in range(given.batch // micro)
+        ]
         loss = training.step(parts)
         at["seconds"] = before + time.monotonic() - started
         last = at["tokens"] >= given.tokens

@@ -9,11 +9,15 @@ import math
 import numba
 import numpy as np
 import torch
+from numba import types
+from numba.extending import overload
 from torch.nn.functional import pad
 
-from chattune.compiled import as_array, call, compiled, exp, gelu_share, widen
+from chattune.compiled import LANES, as_array, call, compiled, exp, gelu_share, narrow, products, widen
 
+_AHEAD = 8192  # bytes of weights to fetch before they are needed
 _TOGETHER = 32  # rows of a matrix that a thread takes at once
+_ROOM = np.float32(1.6e7)  # what rounded numbers may add up to: 127 times it is less than 2^31
 
 
 def padded(x: torch.Tensor, weights: torch.dtype) -> torch.Tensor:
@@ -37,68 +41,79 @@ def multiply(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor) -> torc
     return out[: len(x)]
 
 
+_one_by_one, _one_by_four = products(1, 1, ahead=_AHEAD), products(1, 4, ahead=_AHEAD)
+_four_by_four, _sixteen_by_one = products(4, 4, ahead=_AHEAD), products(16, 1)
+
+
+def _taken(x, weight):
+    """Rows of x (rows, width) as products() takes them beside `weight`, and what a unit is worth."""
+
+
+@overload(_taken)
+def _(x, weight):
+    return _rounded if weight.dtype == types.int8 else _as_it_is
+
+
+def _as_it_is(x, weight):
+    return x, np.ones(len(x), np.float32)
+
+
+def _rounded(x, weight):
+    """To 16 bits, or a little less: so that no sum with int8 weights leaves 32."""
+    found, units = np.empty(x.shape, np.int16), np.empty(len(x), np.float32)
+    for r in range(len(x)):
+        top = total = np.float32(0)
+        for k in range(x.shape[1]):
+            size = abs(x[r, k])
+            top = max(top, size)
+            total += size
+        units[r] = max(top / np.float32(32767), total / _ROOM, np.float32(1e-30))
+        by = np.float32(1) / units[r]
+        for k in range(x.shape[1]):
+            found[r, k] = np.int16(np.int32(np.floor(x[r, k] * by + np.float32(0.5))))
+    return found, units
+
+
 @compiled()
-def _dot(weights, x):
+def _rest(weights, x):
+    """What products() leaves out at the end of a row."""
     total = np.float32(0)
-    for k in range(len(x)):
-        total += widen(weights[k]) * x[k]
+    for k in range(len(x) - len(x) % LANES, len(x)):
+        total += widen(weights[k]) * np.float32(x[k])
     return total
 
 
-@compiled()
-def _by_four(a, x, r):
-    """With four rows of x from `r` on: what is loaded serves several products."""
-    x0, x1, x2, x3 = x[r], x[r + 1], x[r + 2], x[r + 3]
-    a0 = a1 = a2 = a3 = np.float32(0)
-    for k in range(len(a)):
-        a0 += a[k] * x0[k]
-        a1 += a[k] * x1[k]
-        a2 += a[k] * x2[k]
-        a3 += a[k] * x3[k]
-    return a0, a1, a2, a3
-
-
-@compiled()
-def _two_by_four(a, b, x, r):
-    x0, x1, x2, x3 = x[r], x[r + 1], x[r + 2], x[r + 3]
-    a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = np.float32(0)
-    for k in range(len(a)):
-        v, w = widen(a[k]), widen(b[k])
-        a0 += v * x0[k]
-        a1 += v * x1[k]
-        a2 += v * x2[k]
-        a3 += v * x3[k]
-        b0 += w * x0[k]
-        b1 += w * x1[k]
-        b2 += w * x2[k]
-        b3 += w * x3[k]
-    return (a0, a1, a2, a3), (b0, b1, b2, b3)
-
-
 @compiled(parallel=True)
-def _multiply(x, weight, scale, bias, gelu, add, out):
+def _multiply(given, weight, scale, bias, gelu, add, out):
     """x weight' scale + bias, (rows, out), its GELU if asked for, to `out` or added to it.
 
     For `rows` see padded().
     """
+    x, units = _taken(given, weight)
     rows, height = len(x), len(weight)
     for part in numba.prange((height + _TOGETHER - 1) // _TOGETHER):
         first, stop = part * _TOGETHER, min(height, (part + 1) * _TOGETHER)
         found = np.empty((rows, _TOGETHER), np.float32)
         if rows == 1:
             for j in range(first, stop):
-                found[0, j - first] = _dot(weight[j], x[0])
+                found[0, j - first] = np.float32(_one_by_one(weight, j, x, 0)[0])
         else:
-            for j in range(first, stop, 2):
-                i = min(j + 1, stop - 1)
-                for r in range(0, rows, 4):
-                    ones, others = _two_by_four(weight[j], weight[i], x, r)
+            for r in range(0, rows, 4):
+                for j in range(first, stop - 3, 4):
+                    sums = _four_by_four(weight, j, x, r)
+                    for n in range(16):
+                        found[r + n % 4, j + n // 4 - first] = np.float32(sums[n])
+                for j in range(stop - (stop - first) % 4, stop):
+                    sums = _one_by_four(weight, j, x, r)
                     for n in range(4):
-                        found[r + n, j - first] = ones[n]
-                        found[r + n, i - first] = others[n]
+                        found[r + n, j - first] = np.float32(sums[n])
+        if x.shape[1] % LANES:
+            for r in range(rows):
+                for j in range(first, stop):
+                    found[r, j - first] += _rest(weight[j], x[r])
         for r in range(rows):
             for j in range(first, stop):
-                value = found[r, j - first] * scale[j] + bias[j]
+                value = found[r, j - first] * (scale[j] * units[r]) + bias[j]
                 if gelu:
                     value *= gelu_share(value)
                 if add:
@@ -129,24 +144,38 @@ def _layer_norm(h, weight, bias, epsilon):
     return out
 
 
+@compiled()
+def _scores(query, which, keys, low, scores):
+    """Row `which` of query by len(scores) rows of keys from `low` on."""
+    count, size = len(scores), keys.shape[1]
+    if count < 16:
+        for i in range(count):
+            scores[i] = _one_by_one(keys, low + i, query, which)[0]
+    else:
+        for tile in range((count + 15) // 16):
+            i = min(16 * tile, count - 16)  # the last computes some again
+            found = _sixteen_by_one(keys, low + i, query, which)
+            for n in range(16):
+                scores[i + n] = found[n]
+    if size % LANES:
+        for i in range(count):
+            scores[i] += _rest(keys[low + i], query[which])
+
+
 @compiled(parallel=True)
 def _attend(qkv, keys, values, slots, lows, ends, out):
     """Each row's key and value go to place `end` of its slot; it sees those from `low` on."""
     heads, size = keys.shape[1], keys.shape[3]
+    parts = qkv.reshape(-1, size)
     for task in numba.prange(len(slots) * heads):
         r, head = task // heads, task % heads
         slot, low, end = slots[r], lows[r], ends[r]
-        query = qkv[r, head * size : (head + 1) * size]
+        key, value = keys[slot, head, end], values[slot, head, end]
         for k in range(size):
-            keys[slot, head, end, k] = qkv[r, (heads + head) * size + k]
-            values[slot, head, end, k] = qkv[r, (2 * heads + head) * size + k]
+            key[k] = narrow(qkv[r, (heads + head) * size + k], key[k])
+            value[k] = narrow(qkv[r, (2 * heads + head) * size + k], value[k])
         scores = np.empty(end + 1 - low, np.float32)
-        near, far = keys[slot, head, low : end + 1], values[slot, head, low : end + 1]
-        fours = len(scores) - len(scores) % 4
-        for i in range(0, fours, 4):
-            scores[i], scores[i + 1], scores[i + 2], scores[i + 3] = _by_four(query, near, i)
-        for i in range(fours, len(scores)):
-            scores[i] = _dot(near[i], query)
+        _scores(parts, 3 * heads * r + head, keys[slot, head], low, scores)
         top = scores[0]
         for i in range(1, len(scores)):
             top = max(top, scores[i])
@@ -154,15 +183,17 @@ def _attend(qkv, keys, values, slots, lows, ends, out):
         for i in range(len(scores)):
             scores[i] = exp(scores[i] - top)
             total += scores[i]
-        mixed = np.zeros(size, np.float32)
+        mixed, far = np.zeros(size, np.float32), values[slot, head, low : end + 1]
+        fours = len(scores) - len(scores) % 4
         for i in range(0, fours, 4):
             a, b, c, d = scores[i], scores[i + 1], scores[i + 2], scores[i + 3]
             v, w, x, y = far[i], far[i + 1], far[i + 2], far[i + 3]
             for k in range(size):
-                mixed[k] += a * v[k] + b * w[k] + c * x[k] + d * y[k]
+                here = a * widen(v[k]) + b * widen(w[k]) + c * widen(x[k]) + d * widen(y[k])
+                mixed[k] += here
         for i in range(fours, len(scores)):
             for k in range(size):
-                mixed[k] += scores[i] * far[i, k]
+                mixed[k] += scores[i] * widen(far[i, k])
         for k in range(size):
             out[r, head * size + k] = mixed[k] / total
 
