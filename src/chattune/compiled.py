@@ -2,7 +2,7 @@
 
 Where PyTorch has no fused operation for a CPU, a plain loop over all of it reads memory once. Numba
 needs no compiler on the user's machine. bf16 arrays are uint16 here, the bits of their numbers;
-arithmetic is fp32, but for int8 with int16.
+arithmetic is fp32, but for int8 with int16, which is int32.
 """
 
 import functools
@@ -19,6 +19,7 @@ import torch
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
+from numba.core.errors import TypingError
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
@@ -163,18 +164,20 @@ LANES = 32  # columns that products() takes at a time
 def products(high: int, wide: int, *, ahead: int = 0) -> Any:
     """Inner products of `high` rows of weights with `wide` rows of x, as an intrinsic.
 
-    It takes weights (m, n) and the first of the rows there, x (p, n) and the first there. It returns
-    high * wide sums over the whole LANES of n, those with one row of weights together. fp32 and bf16
-    weights go with fp32 x. int8 weights go with int16 x and are summed in int32, where the caller
-    sees to it that there is room: for this processors have an instruction (vpmaddwd, vpdpwssd) that
-    LLVM does not find in a plain loop.
+    It takes weights (m, n), the first of the rows there, x (p, n) and the first there, and returns
+    high * wide sums over the whole LANES of n, first those of the first row of weights. fp32 and
+    bf16 weights go with fp32 x. int8 weights go with int16 x and are summed in int32, in which the
+    caller sees to it that there is room: for that, processors have an instruction (vpmaddwd,
+    vpdpwssd) which LLVM does not find in a plain loop. `ahead` is how many bytes of weights to
+    fetch before they are needed.
     """
 
     @intrinsic
     def sums(_: Any, weights: Any, j: Any, x: Any, r: Any) -> Any:
-        whole = weights.dtype == types.int8
-        number = ir.IntType(32) if whole else ir.FloatType()
-        kind = types.int32 if whole else types.float32
+        if (weights.ndim, weights.layout, x.ndim, x.layout) != (2, "C", 2, "C"):
+            raise TypingError("products() takes whole matrices, row after row")
+        integer = weights.dtype == types.int8
+        total_type = types.int32 if integer else types.float32
 
         def build(context: Any, builder: Any, signature: Any, given: Any) -> Any:
             ours = context.make_array(weights)(context, builder, given[0])
@@ -188,37 +191,37 @@ def products(high: int, wide: int, *, ahead: int = 0) -> Any:
                 places = [builder.add(first, constant(i)) for i in range(count)]
                 return [builder.gep(data, [builder.mul(place, n)]) for place in places]
 
-            def load(row: Any, k: Any, lanes: int) -> Any:
-                place = builder.gep(row, [k])
-                kind = ir.VectorType(place.type.pointee, lanes)
-                return builder.load(builder.bitcast(place, kind.as_pointer()), align=1)
+            def load(array: Any, row: Any, k: Any, lanes: int) -> Any:
+                vector = ir.VectorType(context.get_data_type(array.dtype), lanes)
+                place = builder.bitcast(builder.gep(row, [k]), vector.as_pointer())
+                return builder.load(place, align=1)
 
+            number = context.get_value_type(total_type)
             zero = ir.Constant(ir.VectorType(number, 16), [number(0)] * 16)
             totals = [cgutils.alloca_once_value(builder, zero) for _ in range(high * wide)]
-            stop, step = builder.and_(n, constant(-LANES)), LANES if whole else 16
+            stop, step = builder.and_(n, constant(-LANES)), LANES if integer else 16
             w_rows, x_rows = rows(ours.data, given[1], high), rows(theirs.data, given[3], wide)
-            with cgutils.for_range_slice(
-                builder, constant(0), stop, constant(step), n.type
-            ) as (k, _):
+            with cgutils.for_range_slice(builder, constant(0), stop, constant(step), n.type) as (
+                k,
+                _,
+            ):
                 for row in w_rows if ahead else []:
                     _prefetch(builder, builder.gep(row, [k]), ahead)
-                w = [_wide(builder, load(row, k, step)) for row in w_rows]
-                v = [load(row, k, step) for row in x_rows]
+                w = [_widened(builder, load(weights, row, k, step)) for row in w_rows]
+                v = [load(x, row, k, step) for row in x_rows]
                 for i, total in enumerate(totals):
                     more = _products_added(builder, w[i // wide], v[i % wide], builder.load(total))
                     builder.store(more, total)
             across = _across(builder, [builder.load(total) for total in totals])
-            found = [
-                builder.extract_element(across, ir.IntType(32)(i)) for i in range(high * wide)
-            ]
+            found = [builder.extract_element(across, ir.IntType(32)(i)) for i in range(high * wide)]
             return context.make_tuple(builder, signature.return_type, found)
 
-        return types.UniTuple(kind, high * wide)(weights, j, x, r), build
+        return types.UniTuple(total_type, high * wide)(weights, j, x, r), build
 
     return sums
 
 
-def _wide(builder: Any, weights: Any) -> Any:
+def _widened(builder: Any, weights: Any) -> Any:
     """A vector of weights in fp32, or in int16 if it is int8."""
     count = weights.type.count
     if weights.type.element == ir.IntType(8):
@@ -249,7 +252,11 @@ def _products_added(builder: Any, a: Any, b: Any, total: Any) -> Any:
 def _across(builder: Any, vectors: list[Any]) -> Any:
     """A vector whose lane i is the sum over the 16 lanes of vector i, of up to 16."""
     add = builder.fadd if vectors[0].type.element == ir.FloatType() else builder.add
-    pairs = [ir.Constant(ir.VectorType(ir.IntType(32), 16), [ir.IntType(32)(i) for i in range(s, 32, 2)]) for s in (0, 1)]
+    word = ir.IntType(32)
+    pairs = [
+        ir.Constant(ir.VectorType(word, 16), [word(i) for i in range(first, 32, 2)])
+        for first in (0, 1)
+    ]
     for _ in range(4):
         if len(vectors) % 2:
             vectors = [*vectors, vectors[-1]]

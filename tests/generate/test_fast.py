@@ -107,11 +107,13 @@ def test_local_layers_make_room_many_times(folder: Path, model: Any) -> None:
     assert ours == by_transformers(model, prompt(20), 950)
 
 
-def test_alone_and_among_eight_give_the_same_tokens(folder: Path) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_alone_and_among_eight_give_the_same_tokens(folder: Path, precision: Precision) -> None:
     prompts = [prompt(n, seed=n) for n in (3, 40, 300, 9, 256, 120, 77, 500)]
-    alone = [written(engine(folder), p, GREEDY.but(max_new_tokens=60)) for p in prompts]
+    short = GREEDY.but(max_new_tokens=60)
+    alone = [written(engine(folder, precision), p, short) for p in prompts]
     together: list[list[int]] = [[] for _ in prompts]
-    for index, token in engine(folder).generate(prompts, GREEDY.but(max_new_tokens=60)):
+    for index, token in engine(folder, precision).generate(prompts, short):
         together[index].append(token)
     assert together == alone
 

@@ -68,7 +68,7 @@ CASES: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-@pytest.mark.parametrize("size", [20, 3000])
+@pytest.mark.parametrize("size", [20, 3000, 50_000])
 @pytest.mark.parametrize("rounded", [False, True], ids=["fp32", "bf16"])
 def test_odds_equal_transformers(case: dict[str, Any], size: int, rounded: bool) -> None:
     """Rounded to bf16, logits hold many ties, which transformers' top-k keeps."""

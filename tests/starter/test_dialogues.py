@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from conversations import talks
-from dialogues import held_out, in_other_words, letters
+from dialogues import held_out, in_other_words, letters, lines_of
 
 SCRIPT = Path(__file__).parents[2] / "training/starter/dialogues.py"
 
@@ -25,22 +25,37 @@ def test_each_talk_is_there_in_every_copy_and_no_held_out_prompt(tmp_path: Path)
     for text, talk in zip(texts, [*everything, *everything], strict=True):
         lines = text.split("\n")
         assert lines[1::2] == [reply for _, reply in talk]
-        assert not any(letters(line) in held for line in lines[::2])
+        assert not any(prompt in letters(line) for line in lines[::20] for prompt in held)
     first, second = texts[: len(everything)], texts[len(everything) :]
     assert sum(a != b for a, b in zip(first, second, strict=True)) > 0.7 * len(first)
 
 
 @pytest.mark.parametrize(
-    ("ask", "kept"),
+    ("ask", "reply", "kept"),
     [
-        ("What is the capital of Norway?", ["capital", "norway"]),
-        ("How much is seven plus two?", ["seven", "plus", "two"]),
-        ("My name is Nora and I like cats.", ["name", "nora", "cats"]),
+        ("What is the capital of Norway?", "It is Oslo.", ["capital", "norway"]),
+        ("How much is seven plus two?", "7 plus 2 is 9.", ["seven", "plus", "two"]),
+        ("My name is Daniel.", "Hello Daniel!", ["name", "daniel"]),
+        ("What is the opposite of right?", "The opposite of right is left.", ["opposite", "right"]),
     ],
 )
-def test_what_a_question_is_about_stays(ask: str, kept: list[str]) -> None:
+def test_what_a_question_is_about_stays(ask: str, reply: str, kept: list[str]) -> None:
     rng = random.Random(0)
-    changed = [in_other_words(ask, rng) for _ in range(300)]
+    changed = [in_other_words(ask, reply, rng) for _ in range(300)]
     assert len(set(changed)) > 30
     whole = [text for text in changed if all(word in text.lower() for word in kept)]
     assert len(whole) > 0.9 * len(changed)  # the rest has a misspelt word
+
+
+def test_contractions_stay() -> None:
+    rng = random.Random(0)
+    changed = [in_other_words("I can't say what's wrong", "", rng).lower() for _ in range(300)]
+    assert not any("may't" in text or "could't" in text or "which's" in text for text in changed)
+
+
+def test_a_held_out_prompt_is_not_dressed_up() -> None:
+    """Neither with a lead-in nor with an ending."""
+    rng = random.Random(0)
+    for _ in range(300):
+        ask, _reply = lines_of([("How tall is it?", "Very.")], {letters("How tall is it?")}, rng)
+        assert ask == "How tall is it?"

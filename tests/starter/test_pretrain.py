@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from corpus import clean, documents, windows
-from pretrain import positions
+from pretrain import in_turn, positions
 
 SCRIPT = Path(__file__).parents[2] / "training/starter/pretrain.py"
 ANIMALS = ["cat", "dog", "horse", "bird", "mouse", "cow", "fox", "bee"]
@@ -31,7 +32,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pq.write_table(pa.table({"text": texts[:-1]}), folder / "a.parquet")
     (folder / "heldout.json").write_text(json.dumps(texts[-1:]))
     (folder / "mix").mkdir()
-    pq.write_table(pa.table({"text": [f"Red is colour {i}." for i in range(3000)]}), folder / "mix/b.parquet")
+    pq.write_table(
+        pa.table({"text": [f"Red is colour {i}." for i in range(3000)]}), folder / "mix/b.parquet"
+    )
     return folder
 
 
@@ -89,8 +92,11 @@ def test_a_killed_run_goes_on_to_the_same_base(corpus: Path, tmp_path: Path) -> 
     assert nats / math.log(2) / len(text) == pytest.approx(log[-1]["bits_per_byte"], rel=0.02)
 
 
-def test_a_mix_is_half_of_what_is_read(corpus: Path, tmp_path: Path) -> None:
-    mix = command(corpus, tmp_path, f"--mix={corpus / 'mix'}", "--save-every=0")
+def test_a_mix_is_learned_beside_the_corpus(corpus: Path, tmp_path: Path) -> None:
+    mix = command(corpus, tmp_path / "out", f"--mix={corpus / 'mix'}", "--save-every=0")
+    wrong = [*mix[:-2], f"--mix={tmp_path}"]
+    refused = subprocess.run(wrong, capture_output=True, text=True)
+    assert "holds no .parquet file" in refused.stderr
     with subprocess.Popen(mix, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         for line in process.stdout:
@@ -98,12 +104,22 @@ def test_a_mix_is_half_of_what_is_read(corpus: Path, tmp_path: Path) -> None:
                 process.send_signal(signal.SIGKILL)
     again = subprocess.run(mix, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
-    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    log = [json.loads(x) for x in (tmp_path / "out/log.jsonl").read_text().splitlines()]
     assert log[-1]["bits_per_byte"] < 3  # the corpus is read too
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out/model", dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out/model")
     ids = tokenizer("<|endoftext|>Red is colour", return_tensors="pt").input_ids
     assert model(ids, labels=ids).loss < 3
+
+
+def test_a_batch_is_half_of_each_text_in_either_half_of_the_positions() -> None:
+    ours, theirs = (iter(np.full((20, 257), number)) for number in (1, 2))
+    batch = in_turn([ours, theirs], 8)
+    starts = positions(8, 256)[0].view(8, 256)[:, 0].tolist()
+    found = sorted(zip(starts, batch[:, 0].tolist(), strict=True))
+    assert found == [(0, 1), (0, 1), (0, 2), (0, 2), (256, 1), (256, 1), (256, 2), (256, 2)]
+    assert int(next(ours)[0]) == 1
+    assert len(list(ours)) == 20 - 4 - 1
 
 
 def test_what_is_held_out_is_not_read(corpus: Path) -> None:

@@ -22,10 +22,7 @@ def documents(folders: Sequence[Path], heldout: Sequence[str], seed: int) -> lis
     away = {clean(text)[:100] for text in heldout}
     found = {}
     for folder in folders:
-        files = sorted(folder.glob("*.parquet"))
-        if not files:
-            raise SystemExit(f"{folder}: holds no .parquet file")
-        for file in files:
+        for file in parquet_files(folder):
             for raw in pq.read_table(file, columns=["text"]).column("text").to_pylist():
                 text = clean(raw)
                 if len(text) >= _LEAST and re.search(r"[.?!:]", text) and text[:100] not in away:
@@ -33,6 +30,14 @@ def documents(folders: Sequence[Path], heldout: Sequence[str], seed: int) -> lis
     texts = list(found)
     random.Random(seed).shuffle(texts)
     return texts
+
+
+def parquet_files(folder: Path) -> list[Path]:
+    """In their order; at least one."""
+    files = sorted(folder.glob("*.parquet"))
+    if not files:
+        raise SystemExit(f"{folder}: holds no .parquet file")
+    return files
 
 
 def clean(text: str) -> str:

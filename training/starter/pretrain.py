@@ -8,13 +8,14 @@ matrices, AdamW elsewhere; a constant rate, then a linear decay from 45 % of the
 of 256 tokens in either half of the positions, of 512 in the last fifth. OUT/state.pt is written
 every few minutes: stopped or killed, the same command goes on from there. OUT/log.jsonl holds loss
 against tokens, OUT/model the base. With --start the weights and the tokenizer of a base that is
-there already are trained on.
+there already are trained on; with --mix every batch is half of another text, such as dialogues.
 """
 
 import argparse
 import hashlib
 import json
 import time
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from bits import bits_per_byte
 from chattune.device import find_device
 from chattune.models.gpt_neo import speed_up
 from chattune.tune.loss import summed_cross_entropy
-from corpus import END, documents, encode, train_tokenizer, windows
+from corpus import END, documents, encode, parquet_files, train_tokenizer, windows
 
 SHORT, LONG = 256, 512
 STEADY, LENGTHEN = 0.45, 0.8  # shares of the tokens
@@ -75,34 +76,40 @@ def main() -> None:
 
 
 def prepare(given: argparse.Namespace, heldout: list[str]) -> tuple[Any, ...]:
-    """The tokenizer, the corpus in its ids and `--mix` in them, made once for one OUT."""
+    """The tokenizer, and the ids of the corpus and of `--mix`, made once for one OUT."""
+    sources = {"tokens.npy": given.corpus} | ({"mix.npy": [given.mix]} if given.mix else {})
     kept, made_of = given.out / "tokenizer.json", given.out / "corpus.json"
-    folders = [given.corpus] + [[given.mix]] * bool(given.mix)
-    kept_ids = [given.out / name for name in ("tokens.npy", "mix.npy")][: len(folders)]
     now = {
-        "corpus": {str(f.name): f.stat().st_size for d in sum(folders, []) for f in d.glob("*.parquet")},
+        "corpus": {
+            name: [(f.name, f.stat().st_size) for folder in folders for f in parquet_files(folder)]
+            for name, folders in sources.items()
+        },
         "heldout": hashlib.sha256(json.dumps(heldout).encode()).hexdigest(),
         "vocabulary": given.vocabulary,
         "start": str(given.start),
         "seed": given.seed,
     }
-    if made_of.exists() and json.loads(made_of.read_text("utf-8")) != now:
+    told = json.dumps(now)
+    if made_of.exists() and made_of.read_text("utf-8") != told:
         raise SystemExit(f"{given.out}: holds another corpus, tokenizer or seed; choose another")
-    made_of.write_text(json.dumps(now), "utf-8")
-    for paths, ids in zip(folders, kept_ids, strict=True):
-        if ids.exists():
+    made_of.write_text(told, "utf-8")
+    for name, folders in sources.items():
+        if (given.out / name).exists():
             continue
-        texts = documents(paths, heldout, given.seed)
-        characters = sum(map(len, texts))
-        print(f"{len(texts)} documents, {characters / 1e6:.1f} M characters", flush=True)
-        if given.start:
+        texts = documents(folders, heldout, given.seed)
+        print(f"{len(texts)} documents, {sum(map(len, texts)) / 1e6:.1f} M characters", flush=True)
+        if kept.exists():
+            tokenizer = Tokenizer.from_file(str(kept))
+        elif given.start:
             tokenizer = Tokenizer.from_file(str(given.start / "tokenizer.json"))
-        elif ids is kept_ids[0]:
+        else:
             tokenizer = train_tokenizer(texts, given.vocabulary)
-        tokenizer.save(str(kept))
+        tokenizer.save(str(given.out / "half.json"))
+        (given.out / "half.json").replace(kept)
         np.save(given.out / "half.npy", encode(tokenizer, texts))
-        (given.out / "half.npy").replace(ids)
-    return Tokenizer.from_file(str(kept)), *(np.load(ids, mmap_mode="r") for ids in kept_ids)
+        (given.out / "half.npy").replace(given.out / name)
+    ids = (np.load(given.out / name, mmap_mode="r") for name in sources)
+    return Tokenizer.from_file(str(kept)), *ids
 
 
 def new_model(given: argparse.Namespace) -> GPTNeoForCausalLM:
@@ -144,6 +151,12 @@ def positions(count: int, length: int) -> torch.Tensor:
     later = count * (LONG - length) // LONG
     starts = torch.tensor([LONG - length] * later + [0] * (count - later))
     return (starts[:, None] + torch.arange(length)).reshape(1, -1)
+
+
+def in_turn(sources: Sequence[Iterator[np.ndarray]], count: int) -> np.ndarray:
+    """So many windows of them, one of each after the other: each lies in both halves then."""
+    groups = islice(zip(*sources, strict=True), count // len(sources))
+    return np.stack([window for group in groups for window in group])
 
 
 class Training:
@@ -240,12 +253,12 @@ class Training:
         return warm * min(1.0, max(0.02, (1 - done) / (1 - STEADY)))
 
 
-def train(
-    training: Training, streams: list[np.ndarray], held: list[int], texts: list[str]
-) -> None:
+def train(training: Training, streams: list[np.ndarray], held: list[int], texts: list[str]) -> None:
     """Until `--tokens`, with the log and the state on disk; equal parts of each stream."""
     given, at = training.given, training.at
     micro = min(given.batch, MICRO.get(training.model.device.type, 2048))
+    if micro % (LONG * len(streams)) or given.batch % micro:
+        raise SystemExit(f"--batch {given.batch}: whole windows of {LONG} of each text are needed")
     n_bytes = sum(len(text.encode()) for text in texts)
     path = given.out / "log.jsonl"
     lines = path.read_text("utf-8").splitlines(keepends=True) if path.exists() else []
@@ -259,11 +272,7 @@ def train(
             length = wanted
             first = at["tokens"] // length // len(streams)
             rows = [windows(stream, length, given.seed, first) for stream in streams]
-        each = micro // length // len(rows)
-        parts = [
-            np.stack([window for source in rows for window in islice(source, each)])
-            for _ in range(given.batch // micro)
-        ]
+        parts = [in_turn(rows, micro // length) for _ in range(given.batch // micro)]
         loss = training.step(parts)
         at["seconds"] = before + time.monotonic() - started
         last = at["tokens"] >= given.tokens

@@ -38,8 +38,8 @@ class _Request:
 class FastEngine:
     """Generates with GPT-Neo weights; see Engine. May be used from several threads at once.
 
-    Whoever asks for a token and finds none ready computes the next step for everybody. In fp32 a
-    reply does not depend on who else is being answered; in bf16 and int8 it may, by rounding.
+    Whoever asks for a token and finds none ready computes the next step for everybody. A reply does
+    not depend on who else is being answered.
     """
 
     def __init__(

@@ -1,8 +1,9 @@
 """GPT-Neo's forward pass with a static cache, for decoding on a CPU.
 
-The residual stream, attention and the cache are in fp32, the matrices in what the weights were
-rounded to. A prompt goes through PyTorch's operations, a token of a reply through our kernels, and
-so does the output layer. Local layers keep only their window, and room behind it.
+The residual stream and attention are in fp32, the matrices in what the weights were rounded to, the
+cache in bf16 if they were rounded at all. A prompt goes through PyTorch's operations, a token of a
+reply through our kernels, and so does the output layer. Local layers keep only their window, and
+room behind it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -61,9 +62,8 @@ class GptNeo:
     def _layer(self, weights: GptNeoWeights, i: int, slots: int) -> _Layer:
         t, local = weights.tensors, weights.local[i]
         room = min(self._kept + _CHUNK, self.positions) if local else self.positions
-        # Unlike PyTorch's, NumPy's zeros take memory only where something is written.
         shape = slots, self._heads, room, self._width // self._heads
-        keys, values = (torch.from_numpy(np.zeros(shape, np.float32)) for _ in range(2))
+        keys, values = (_zeros(shape, rounded=self._wte.dtype != torch.float32) for _ in range(2))
 
         def norm(name: str) -> tuple[torch.Tensor, torch.Tensor]:
             return t[f"{i}.{name}"], t[f"{i}.{name}.bias"]
@@ -116,7 +116,7 @@ class GptNeo:
         """One token more in each slot, which holds so many; fp32 logits (slots, vocabulary)."""
         for slot, length in zip(slots, lengths, strict=True):
             self._make_room(slot, length, 1)
-        h = kernels.padded(self._embed(tokens, lengths), self._head[0].dtype)
+        h = kernels.padded(self._embed(tokens, lengths))
         starts = np.array([self._start[slot] for slot in slots])
         ends = {False: np.array(lengths), True: np.array(lengths) - starts}
         lows = {False: 0 * starts, True: np.maximum(0, ends[True] - self._window + 1)}
@@ -142,8 +142,8 @@ class GptNeo:
             cached = slice(low - first, stop - first)
             mixed = scaled_dot_product_attention(
                 q.transpose(0, 1)[None],
-                layer.keys[None, slot, :, cached],
-                layer.values[None, slot, :, cached],
+                layer.keys[None, slot, :, cached].float(),
+                layer.values[None, slot, :, cached].float(),
                 attn_mask=(near if layer.local else seen)[:, low:],
                 scale=1.0,
             )
@@ -184,6 +184,13 @@ class GptNeo:
     def _logits(self, h: torch.Tensor) -> torch.Tensor:
         x = layer_norm(h, (self._width,), *self._ln_f, self._epsilon)
         return kernels.multiply(x, *self._head).add_((x @ self._mean)[:, None])
+
+
+def _zeros(shape: tuple[int, ...], *, rounded: bool) -> torch.Tensor:
+    """In bf16 or fp32. Unlike PyTorch's, NumPy's take memory only where something is written."""
+    if rounded:
+        return torch.from_numpy(np.zeros(shape, np.uint16)).view(torch.bfloat16)
+    return torch.from_numpy(np.zeros(shape, np.float32))
 
 
 def _scaled(tensors: Mapping[str, torch.Tensor], name: str) -> tuple[torch.Tensor, torch.Tensor]:

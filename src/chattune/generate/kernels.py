@@ -13,19 +13,26 @@ from numba import types
 from numba.extending import overload
 from torch.nn.functional import pad
 
-from chattune.compiled import LANES, as_array, call, compiled, exp, gelu_share, narrow, products, widen
+from chattune.compiled import (
+    LANES,
+    as_array,
+    call,
+    compiled,
+    exp,
+    gelu_share,
+    narrow,
+    products,
+    widen,
+)
 
 _AHEAD = 8192  # bytes of weights to fetch before they are needed
 _TOGETHER = 32  # rows of a matrix that a thread takes at once
 _ROOM = np.float32(1.6e7)  # what rounded numbers may add up to: 127 times it is less than 2^31
 
 
-def padded(x: torch.Tensor, weights: torch.dtype) -> torch.Tensor:
-    """Rows of x (rows, width) as the kernels take them: fp32, one or a multiple of four.
-
-    Beside fp32 weights one is computed as four are, so that it comes out the same to the bit.
-    """
-    rows = 1 if len(x) == 1 and weights != torch.float32 else -(-len(x) // 4) * 4
+def padded(x: torch.Tensor) -> torch.Tensor:
+    """Rows of x (rows, width) as the kernels take them: fp32, one or a multiple of four."""
+    rows = 1 if len(x) == 1 else -(-len(x) // 4) * 4
     return pad(x.detach().float(), (0, 0, 0, rows - len(x)))
 
 
@@ -34,7 +41,7 @@ def multiply(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor) -> torc
 
     For a few rows: the weights are read once for all of them.
     """
-    rows = padded(x, weight.dtype)
+    rows = padded(x)
     out = torch.empty(len(rows), len(weight))
     none = np.zeros(len(weight), np.float32)
     call(_product, *map(as_array, (rows, weight, scale)), none, as_array(out))
@@ -42,11 +49,11 @@ def multiply(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor) -> torc
 
 
 _one_by_one, _one_by_four = products(1, 1, ahead=_AHEAD), products(1, 4, ahead=_AHEAD)
-_four_by_four, _sixteen_by_one = products(4, 4, ahead=_AHEAD), products(16, 1)
+_four_by_four = products(4, 4, ahead=_AHEAD)
 
 
 def _taken(x, weight):
-    """Rows of x (rows, width) as products() takes them beside `weight`, and what a unit is worth."""
+    """Rows of x (rows, width) as products() takes them, and each row's scale."""
 
 
 @overload(_taken)
@@ -60,18 +67,18 @@ def _as_it_is(x, weight):
 
 def _rounded(x, weight):
     """To 16 bits, or a little less: so that no sum with int8 weights leaves 32."""
-    found, units = np.empty(x.shape, np.int16), np.empty(len(x), np.float32)
+    found, scales = np.empty(x.shape, np.int16), np.empty(len(x), np.float32)
     for r in range(len(x)):
         top = total = np.float32(0)
         for k in range(x.shape[1]):
             size = abs(x[r, k])
             top = max(top, size)
             total += size
-        units[r] = max(top / np.float32(32767), total / _ROOM, np.float32(1e-30))
-        by = np.float32(1) / units[r]
+        scales[r] = max(top / np.float32(32767), total / _ROOM, np.float32(1e-30))
+        by = np.float32(1) / scales[r]
         for k in range(x.shape[1]):
             found[r, k] = np.int16(np.int32(np.floor(x[r, k] * by + np.float32(0.5))))
-    return found, units
+    return found, scales
 
 
 @compiled()
@@ -87,9 +94,9 @@ def _rest(weights, x):
 def _multiply(given, weight, scale, bias, gelu, add, out):
     """x weight' scale + bias, (rows, out), its GELU if asked for, to `out` or added to it.
 
-    For `rows` see padded().
+    For the rows of `given`, which is x, see padded().
     """
-    x, units = _taken(given, weight)
+    x, scales = _taken(given, weight)
     rows, height = len(x), len(weight)
     for part in numba.prange((height + _TOGETHER - 1) // _TOGETHER):
         first, stop = part * _TOGETHER, min(height, (part + 1) * _TOGETHER)
@@ -113,7 +120,7 @@ def _multiply(given, weight, scale, bias, gelu, add, out):
                     found[r, j - first] += _rest(weight[j], x[r])
         for r in range(rows):
             for j in range(first, stop):
-                value = found[r, j - first] * (scale[j] * units[r]) + bias[j]
+                value = found[r, j - first] * (scale[j] * scales[r]) + bias[j]
                 if gelu:
                     value *= gelu_share(value)
                 if add:
@@ -145,28 +152,29 @@ def _layer_norm(h, weight, bias, epsilon):
 
 
 @compiled()
-def _scores(query, which, keys, low, scores):
-    """Row `which` of query by len(scores) rows of keys from `low` on."""
-    count, size = len(scores), keys.shape[1]
-    if count < 16:
-        for i in range(count):
-            scores[i] = _one_by_one(keys, low + i, query, which)[0]
-    else:
-        for tile in range((count + 15) // 16):
-            i = min(16 * tile, count - 16)  # the last computes some again
-            found = _sixteen_by_one(keys, low + i, query, which)
-            for n in range(16):
-                scores[i + n] = found[n]
-    if size % LANES:
-        for i in range(count):
-            scores[i] += _rest(keys[low + i], query[which])
+def _scores(query, keys, scores):
+    """The query by each of len(scores) rows of keys, four at a time: it is read once for them."""
+    fours = len(scores) - len(scores) % 4
+    for i in range(0, fours, 4):
+        a, b, c, d = keys[i], keys[i + 1], keys[i + 2], keys[i + 3]
+        s = t = u = v = np.float32(0)
+        for k in range(len(query)):
+            s += widen(a[k]) * query[k]
+            t += widen(b[k]) * query[k]
+            u += widen(c[k]) * query[k]
+            v += widen(d[k]) * query[k]
+        scores[i], scores[i + 1], scores[i + 2], scores[i + 3] = s, t, u, v
+    for i in range(fours, len(scores)):
+        s = np.float32(0)
+        for k in range(len(query)):
+            s += widen(keys[i, k]) * query[k]
+        scores[i] = s
 
 
 @compiled(parallel=True)
 def _attend(qkv, keys, values, slots, lows, ends, out):
     """Each row's key and value go to place `end` of its slot; it sees those from `low` on."""
     heads, size = keys.shape[1], keys.shape[3]
-    parts = qkv.reshape(-1, size)
     for task in numba.prange(len(slots) * heads):
         r, head = task // heads, task % heads
         slot, low, end = slots[r], lows[r], ends[r]
@@ -175,7 +183,7 @@ def _attend(qkv, keys, values, slots, lows, ends, out):
             key[k] = narrow(qkv[r, (heads + head) * size + k], key[k])
             value[k] = narrow(qkv[r, (2 * heads + head) * size + k], value[k])
         scores = np.empty(end + 1 - low, np.float32)
-        _scores(parts, 3 * heads * r + head, keys[slot, head], low, scores)
+        _scores(qkv[r, head * size : (head + 1) * size], keys[slot, head, low : end + 1], scores)
         top = scores[0]
         for i in range(1, len(scores)):
             top = max(top, scores[i])

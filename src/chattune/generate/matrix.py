@@ -16,6 +16,7 @@ def matrix(weight: torch.Tensor, scale: torch.Tensor, *, bf16: bool = True) -> M
     """Of weight (out, in) in int8, bf16 or fp32, each row times its scale (out).
 
     `bf16` says whether the machine multiplies many rows fast in bf16; if not, int8 goes by fp32.
+    A few rows beside int8 are rounded to 16 bits.
     """
     dense = weight.dtype
     if dense == torch.int8:

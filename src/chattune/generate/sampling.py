@@ -10,6 +10,7 @@ import torch
 from chattune.generate.decoding import Decoding
 
 _LIKELIEST = 256  # looked at first where no top_k says how many matter
+_BLOCK = 32
 
 
 def next_token(
@@ -50,7 +51,7 @@ def _likeliest(
     size, k = len(logits), decoding.top_k
     everything = torch.arange(size, device=logits.device)
     if 0 < k < size:
-        scores, ids = logits.topk(min(size, 2 * k))
+        scores, ids = _top(logits, min(size, 2 * k))
         if scores[-1] == scores[k - 1]:  # transformers keeps all ties of the last
             tied = logits >= scores[k - 1]
             scores, ids = _sorted(logits[tied], everything[tied])
@@ -60,11 +61,25 @@ def _likeliest(
     if decoding.top_p == 1 and decoding.min_p == 0:
         return logits, everything, mass
     if size > _LIKELIEST:
-        scores, ids = logits.topk(_LIKELIEST)
+        scores, ids = _top(logits, _LIKELIEST)
         odds = (scores.double() / decoding.temperature - mass).exp()
         if odds.sum() >= decoding.top_p or odds[-1] < decoding.min_p * odds[0]:
             return scores, ids, mass
     return *_sorted(logits, everything), mass
+
+
+def _top(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k highest and their ids, best first; in a large vocabulary much faster than topk."""
+    blocks = len(logits) // _BLOCK
+    if blocks < 4 * k:
+        return tuple(logits.topk(k))
+    # Of as many blocks the best reach this, so none of the k highest is lower.
+    bound = logits[: blocks * _BLOCK].view(blocks, _BLOCK).amax(1).topk(k).values[-1]
+    ids = (logits >= bound).nonzero()[:, 0]
+    if len(ids) < k:  # where logits are NaN
+        return tuple(logits.topk(k))
+    scores, places = logits[ids].topk(k)
+    return scores, ids[places]
 
 
 def _mass(scores: torch.Tensor, decoding: Decoding) -> torch.Tensor:
