@@ -158,28 +158,28 @@ def gelu_share(x):
     return np.float32(1) / (np.float32(1) + exp(-u))
 
 
-LANES = 32  # columns that products() takes at a time
+LANES = 32  # columns that products() takes at once
 
 
-def products(high: int, wide: int, *, ahead: int = 0) -> Any:
-    """Inner products of `high` rows of weights with `wide` rows of x, as an intrinsic.
+def products(wide: int, *, ahead: int) -> Any:
+    """Inner products of a row of weights with `wide` rows of x, as an intrinsic.
 
-    It takes weights (m, n), the first of the rows there, x (p, n) and the first there, and returns
-    high * wide sums over the whole LANES of n, first those of the first row of weights. fp32 and
-    bf16 weights go with fp32 x. int8 weights go with int16 x and are summed in int32, in which the
-    caller sees to it that there is room: for that, processors have an instruction (vpmaddwd,
-    vpdpwssd) which LLVM does not find in a plain loop. `ahead` is how many bytes of weights to
-    fetch before they are needed.
+    It takes weights (m, n), which row of them, x (p, n), the first row of it, and from which column
+    to which; it returns `wide` sums over the whole LANES there. fp32 and bf16 weights go with fp32
+    x. int8 weights go with int16 x and are summed in int32, in which the caller sees to it that
+    there is room: for that, processors have an instruction (vpmaddwd, vpdpwssd) which LLVM does not
+    find in a plain loop. Weights are fetched `ahead` rows before they are needed.
     """
 
     @intrinsic
-    def sums(_: Any, weights: Any, j: Any, x: Any, r: Any) -> Any:
+    def sums(_: Any, weights: Any, j: Any, x: Any, r: Any, first: Any, stop: Any) -> Any:
         if (weights.ndim, weights.layout, x.ndim, x.layout) != (2, "C", 2, "C"):
             raise TypingError("products() takes whole matrices, row after row")
         integer = weights.dtype == types.int8
         total_type = types.int32 if integer else types.float32
 
         def build(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+            _, j, _, r, first, stop = given
             ours = context.make_array(weights)(context, builder, given[0])
             theirs = context.make_array(x)(context, builder, given[2])
             n = builder.extract_value(ours.shape, 1)
@@ -187,9 +187,8 @@ def products(high: int, wide: int, *, ahead: int = 0) -> Any:
             def constant(value: int) -> Any:
                 return ir.Constant(n.type, value)
 
-            def rows(data: Any, first: Any, count: int) -> list[Any]:
-                places = [builder.add(first, constant(i)) for i in range(count)]
-                return [builder.gep(data, [builder.mul(place, n)]) for place in places]
+            def row(data: Any, place: Any) -> Any:
+                return builder.gep(data, [builder.mul(place, n)])
 
             def load(array: Any, row: Any, k: Any, lanes: int) -> Any:
                 vector = ir.VectorType(context.get_data_type(array.dtype), lanes)
@@ -198,25 +197,23 @@ def products(high: int, wide: int, *, ahead: int = 0) -> Any:
 
             number = context.get_value_type(total_type)
             zero = ir.Constant(ir.VectorType(number, 16), [number(0)] * 16)
-            totals = [cgutils.alloca_once_value(builder, zero) for _ in range(high * wide)]
-            stop, step = builder.and_(n, constant(-LANES)), LANES if integer else 16
-            w_rows, x_rows = rows(ours.data, given[1], high), rows(theirs.data, given[3], wide)
-            with cgutils.for_range_slice(builder, constant(0), stop, constant(step), n.type) as (
-                k,
-                _,
-            ):
-                for row in w_rows if ahead else []:
-                    _prefetch(builder, builder.gep(row, [k]), ahead)
-                w = [_widened(builder, load(weights, row, k, step)) for row in w_rows]
-                v = [load(x, row, k, step) for row in x_rows]
-                for i, total in enumerate(totals):
-                    more = _products_added(builder, w[i // wide], v[i % wide], builder.load(total))
-                    builder.store(more, total)
+            totals = [cgutils.alloca_once_value(builder, zero) for _ in range(wide)]
+            last = builder.sub(stop, builder.and_(builder.sub(stop, first), constant(LANES - 1)))
+            step = LANES if integer else 16
+            w_row = row(ours.data, j)
+            x_rows = [row(theirs.data, builder.add(r, constant(i))) for i in range(wide)]
+            with cgutils.for_range_slice(builder, first, last, constant(step), n.type) as (k, _):
+                later = builder.add(k, builder.mul(n, constant(ahead)))
+                _prefetch(builder, builder.gep(w_row, [later]))
+                w = _widened(builder, load(weights, w_row, k, step))
+                for x_row, total in zip(x_rows, totals, strict=True):
+                    v = load(x, x_row, k, step)
+                    builder.store(_products_added(builder, w, v, builder.load(total)), total)
             across = _across(builder, [builder.load(total) for total in totals])
-            found = [builder.extract_element(across, ir.IntType(32)(i)) for i in range(high * wide)]
+            found = [builder.extract_element(across, ir.IntType(32)(i)) for i in range(wide)]
             return context.make_tuple(builder, signature.return_type, found)
 
-        return types.UniTuple(total_type, high * wide)(weights, j, x, r), build
+        return types.UniTuple(total_type, wide)(weights, j, x, r, first, stop), build
 
     return sums
 
@@ -267,10 +264,9 @@ def _across(builder: Any, vectors: list[Any]) -> Any:
     return vectors[0]
 
 
-def _prefetch(builder: Any, place: Any, ahead: int) -> None:
+def _prefetch(builder: Any, place: Any) -> None:
     byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
     function = cgutils.get_or_insert_function(
         builder.module, ir.FunctionType(ir.VoidType(), [byte, word, word, word]), "llvm.prefetch.p0"
     )
-    there = builder.gep(builder.bitcast(place, byte), [ir.IntType(64)(ahead)])
-    builder.call(function, [there, word(0), word(3), word(1)])
+    builder.call(function, [builder.bitcast(place, byte), word(0), word(3), word(1)])

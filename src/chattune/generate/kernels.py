@@ -25,8 +25,9 @@ from chattune.compiled import (
     widen,
 )
 
-_AHEAD = 8192  # bytes of weights to fetch before they are needed
+_AHEAD = 3  # rows of weights that are fetched before they are needed
 _TOGETHER = 32  # rows of a matrix that a thread takes at once
+_COLUMNS = 1024  # of them: of eight rows of x, what fits in a processor's nearest cache
 _ROOM = np.float32(1.6e7)  # what rounded numbers may add up to: 127 times it is less than 2^31
 
 
@@ -48,8 +49,7 @@ def multiply(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor) -> torc
     return out[: len(x)]
 
 
-_one_by_one, _one_by_four = products(1, 1, ahead=_AHEAD), products(1, 4, ahead=_AHEAD)
-_four_by_four = products(4, 4, ahead=_AHEAD)
+_one, _four, _eight = (products(rows, ahead=_AHEAD) for rows in (1, 4, 8))
 
 
 def _taken(x, weight):
@@ -97,24 +97,24 @@ def _multiply(given, weight, scale, bias, gelu, add, out):
     For the rows of `given`, which is x, see padded().
     """
     x, scales = _taken(given, weight)
-    rows, height = len(x), len(weight)
+    rows, height, width = len(x), len(weight), x.shape[1]
     for part in numba.prange((height + _TOGETHER - 1) // _TOGETHER):
         first, stop = part * _TOGETHER, min(height, (part + 1) * _TOGETHER)
-        found = np.empty((rows, _TOGETHER), np.float32)
-        if rows == 1:
+        found = np.zeros((rows, _TOGETHER), np.float32)
+        for k in range(0, width, _COLUMNS):
+            end = min(width, k + _COLUMNS)
             for j in range(first, stop):
-                found[0, j - first] = np.float32(_one_by_one(weight, j, x, 0)[0])
-        else:
-            for r in range(0, rows, 4):
-                for j in range(first, stop - 3, 4):
-                    sums = _four_by_four(weight, j, x, r)
-                    for n in range(16):
-                        found[r + n % 4, j + n // 4 - first] = np.float32(sums[n])
-                for j in range(stop - (stop - first) % 4, stop):
-                    sums = _one_by_four(weight, j, x, r)
+                if rows == 1:
+                    found[0, j - first] += np.float32(_one(weight, j, x, 0, k, end)[0])
+                for r in range(0, rows - 7, 8):
+                    sums = _eight(weight, j, x, r, k, end)
+                    for n in range(8):
+                        found[r + n, j - first] += np.float32(sums[n])
+                if rows % 8 == 4:
+                    last = _four(weight, j, x, rows - 4, k, end)
                     for n in range(4):
-                        found[r + n, j - first] = np.float32(sums[n])
-        if x.shape[1] % LANES:
+                        found[rows - 4 + n, j - first] += np.float32(last[n])
+        if width % LANES:
             for r in range(rows):
                 for j in range(first, stop):
                     found[r, j - first] += _rest(weight[j], x[r])

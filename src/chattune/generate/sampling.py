@@ -71,15 +71,15 @@ def _likeliest(
 def _top(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The k highest and their ids, best first; in a large vocabulary much faster than topk."""
     blocks = len(logits) // _BLOCK
-    if blocks < 4 * k:
-        return tuple(logits.topk(k))
-    # Of as many blocks the best reach this, so none of the k highest is lower.
-    bound = logits[: blocks * _BLOCK].view(blocks, _BLOCK).amax(1).topk(k).values[-1]
-    ids = (logits >= bound).nonzero()[:, 0]
-    if len(ids) < k:  # where logits are NaN
-        return tuple(logits.topk(k))
-    scores, places = logits[ids].topk(k)
-    return scores, ids[places]
+    if blocks >= 4 * k:
+        # Of as many blocks the best reach this, so none of the k highest is lower.
+        bound = logits[: blocks * _BLOCK].view(blocks, _BLOCK).amax(1).topk(k).values[-1]
+        among = (logits >= bound).nonzero()[:, 0]
+        if len(among) >= k:  # but where logits are NaN
+            scores, places = logits[among].topk(k)
+            return scores, among[places]
+    scores, ids = logits.topk(k)
+    return scores, ids
 
 
 def _mass(scores: torch.Tensor, decoding: Decoding) -> torch.Tensor:
