@@ -146,7 +146,7 @@ def text_of(kind: str) -> str:
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
 @pytest.mark.parametrize(
     ("kind", "bound", "nats_bound"),
-    [("held-out text", 1e-3, 0.005), ("conversations", 1.5e-3, 0.01)],
+    [("held-out text", 1e-3, 0.005), ("conversations", 2e-3, 0.01)],
     ids=["held-out", "conversations"],
 )
 def test_rounded_weights_keep_the_distribution(
@@ -154,7 +154,7 @@ def test_rounded_weights_keep_the_distribution(
 ) -> None:
     """On the starter, a trained model: KL from fp32 in nats a token, and the mean's difference.
 
-    Conversations it has hardly seen: there it is less sure of itself, and rounding tells more.
+    Conversations are short texts that have nothing to do with each other: rounding tells more.
     """
     base = find_base("starter")
     ids = AutoTokenizer.from_pretrained(base.folder)(text_of(kind)).input_ids[:400]

@@ -53,9 +53,11 @@ def test_contractions_stay() -> None:
     assert not any("may't" in text or "could't" in text or "which's" in text for text in changed)
 
 
-def test_a_held_out_prompt_is_not_dressed_up() -> None:
-    """Neither with a lead-in nor with an ending."""
-    rng = random.Random(0)
-    for _ in range(300):
-        ask, _reply = lines_of([("How tall is it?", "Very.")], {letters("How tall is it?")}, rng)
-        assert ask == "How tall is it?"
+def test_no_other_words_are_a_held_out_prompt() -> None:
+    """Neither alone nor with a lead-in or an ending."""
+    rng, talk = random.Random(0), [("How tall is it, please?", "Very.")]
+    held = {letters("how tall is it")}
+    said = [next(lines_of([("How tall is it now?", "Very.")], set(), rng)) for _ in range(300)]
+    assert any("howtallisit" in letters(text) for text in said)
+    said = [next(lines_of(talk, held, rng)) for _ in range(300)]
+    assert {text for text in said if "howtallisit" in letters(text)} == {talk[0][0]}

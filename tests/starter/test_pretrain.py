@@ -33,7 +33,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "heldout.json").write_text(json.dumps(texts[-1:]))
     (folder / "mix").mkdir()
     pq.write_table(
-        pa.table({"text": [f"Red is colour {i}." for i in range(3000)]}), folder / "mix/b.parquet"
+        pa.table({"text": [f"Red is colour {i}, and no other." for i in range(3000)]}),
+        folder / "mix/b.parquet",
     )
     return folder
 

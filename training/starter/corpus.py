@@ -27,6 +27,8 @@ def documents(folders: Sequence[Path], heldout: Sequence[str], seed: int) -> lis
                 text = clean(raw)
                 if len(text) >= _LEAST and re.search(r"[.?!:]", text) and text[:100] not in away:
                     found[text] = None
+    if not found:
+        raise SystemExit(f"{folders[0]}: no sentence of {_LEAST} characters or more in its `text`")
     texts = list(found)
     random.Random(seed).shuffle(texts)
     return texts

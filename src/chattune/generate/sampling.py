@@ -49,15 +49,15 @@ def _likeliest(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Scores and ids of all that may be kept, best first, and the log of the mass they count in."""
     size, k = len(logits), decoding.top_k
-    everything = torch.arange(size, device=logits.device)
     if 0 < k < size:
         scores, ids = _top(logits, min(size, 2 * k))
         if scores[-1] == scores[k - 1]:  # transformers keeps all ties of the last
-            tied = logits >= scores[k - 1]
-            scores, ids = _sorted(logits[tied], everything[tied])
-        kept = scores >= scores[k - 1]
-        return scores[kept], ids[kept], _mass(scores[kept], decoding)
+            tied = (logits >= scores[k - 1]).nonzero()[:, 0]
+            scores, ids = _sorted(logits[tied], tied)
+        kept = int((scores >= scores[k - 1]).sum())
+        return scores[:kept], ids[:kept], _mass(scores[:kept], decoding)
     mass = _mass(logits, decoding)
+    everything = torch.arange(size, device=logits.device)
     if decoding.top_p == 1 and decoding.min_p == 0:
         return logits, everything, mass
     if size > _LIKELIEST:
@@ -69,17 +69,22 @@ def _likeliest(
 
 
 def _top(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k highest and their ids, best first; in a large vocabulary much faster than topk."""
-    blocks = len(logits) // _BLOCK
-    if blocks >= 4 * k:
-        # Of as many blocks the best reach this, so none of the k highest is lower.
-        bound = logits[: blocks * _BLOCK].view(blocks, _BLOCK).amax(1).topk(k).values[-1]
-        among = (logits >= bound).nonzero()[:, 0]
-        if len(among) >= k:  # but where logits are NaN
-            scores, places = logits[among].topk(k)
-            return scores, among[places]
-    scores, ids = logits.topk(k)
-    return scores, ids
+    """The k highest and their ids, best first; in a large vocabulary faster than topk.
+
+    They are among the k blocks that hold the highest, for each of these has one that is no lower
+    than any outside of them.
+    """
+    count = len(logits) // _BLOCK
+    if count < 4 * k:
+        scores, ids = logits.topk(k)
+        return scores, ids
+    blocks = logits[: count * _BLOCK].view(count, _BLOCK)
+    where = blocks.amax(1).topk(k).indices
+    within = torch.arange(_BLOCK, device=logits.device)
+    rest = torch.arange(count * _BLOCK, len(logits), device=logits.device)
+    ids = torch.cat([(where[:, None] * _BLOCK + within).flatten(), rest])
+    scores, places = logits[ids].topk(k)
+    return scores, ids[places]
 
 
 def _mass(scores: torch.Tensor, decoding: Decoding) -> torch.Tensor:
