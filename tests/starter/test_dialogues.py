@@ -25,7 +25,8 @@ def test_each_talk_is_there_in_every_copy_and_no_held_out_prompt(tmp_path: Path)
     for text, talk in zip(texts, [*everything, *everything], strict=True):
         lines = text.split("\n")
         assert lines[1::2] == [reply for _, reply in talk]
-        assert not any(prompt in letters(line) for line in lines[::20] for prompt in held)
+        said = "|".join(letters(line) for line in lines[::2])
+        assert not any(prompt in said for prompt in held)
     first, second = texts[: len(everything)], texts[len(everything) :]
     assert sum(a != b for a, b in zip(first, second, strict=True)) > 0.7 * len(first)
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from chattune.base import find_base
+from chattune.base import find_base, starter_folder
 from chattune.data import prepare
 from chattune.data.store import IGNORED
 from chattune.device import find_device
@@ -67,12 +67,22 @@ def by_trl(chosen: Recipe, folder: Path) -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def long() -> Recipe:
+def long(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     """Two hundred steps of the starter, slow enough that rounding does not grow into a path.
 
-    Through queries and keys, which GPT-Neo does not scale, it grows fastest.
+    Through queries and keys, which GPT-Neo does not scale, it grows fastest. The base has read the
+    embedded conversations; turned around, they leave a loss of which a hundredth can be told.
     """
+    lines = (starter_folder() / "conversations.jsonl").read_text("utf-8").splitlines()
+    talks = [json.loads(line)["messages"][:2] for line in lines[::30]]
+    turned = [
+        {"messages": [{"role": "user", "content": reply["content"]}, ask | {"role": "assistant"}]}
+        for ask, reply in talks
+    ]
+    data = tmp_path_factory.mktemp("turned") / "talks.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in turned), "utf-8")
     settings = {
+        "data__source": str(data),
         "training__learning_rate": 2e-4,
         "training__batch_size": 2,
         "lora__targets": ["v_proj", "out_proj", "c_fc", "c_proj"],
@@ -99,7 +109,8 @@ def test_two_hundred_steps_with_the_base_in_bf16_stay_within_a_hundredth(
     long: Recipe, trl_curve: list[float], tmp_path: Path
 ) -> None:
     ours = curve(tune(long, tmp_path / "run").folder)
-    means = [[sum(c[i : i + 10]) for i in range(0, 200, 10)] for c in (ours, trl_curve)]
+    # Forty conversations each: a single step's two move by rounding, up and down.
+    means = [[sum(c[i : i + 20]) for i in range(0, 200, 20)] for c in (ours, trl_curve)]
     assert means[0] == pytest.approx(means[1], rel=1e-2)
 
 
