@@ -1,6 +1,6 @@
 """Our conversations as text to read in pre-training, each several times in other words.
 
-python training/starter/dialogues.py OUT.parquet [--copies 24]
+python training/starter/dialogues.py OUT.parquet [--copies 16]
 
 What the user says is changed as people would: small letters, no final mark, a lead-in, a word of
 the same meaning, a little word left out, two letters swapped. What a question is about stays, what
@@ -54,7 +54,7 @@ def main() -> None:
     """Write the Parquet file."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("--copies", type=int, default=24)
+    parser.add_argument("--copies", type=int, default=16)
     given = parser.parse_args()
     texts = dialogues(given.copies)
     pq.write_table(pa.table({"text": texts}), given.out)

@@ -98,14 +98,14 @@ def prepare(given: argparse.Namespace, heldout: list[str]) -> tuple[Any, ...]:
             continue
         texts = documents(folders, heldout, given.seed)
         print(f"{len(texts)} documents, {sum(map(len, texts)) / 1e6:.1f} M characters", flush=True)
-        if kept.exists():
-            tokenizer = Tokenizer.from_file(str(kept))
-        elif given.start:
-            tokenizer = Tokenizer.from_file(str(given.start / "tokenizer.json"))
-        else:
-            tokenizer = train_tokenizer(texts, given.vocabulary)
-        tokenizer.save(str(given.out / "half.json"))
-        (given.out / "half.json").replace(kept)
+        if not kept.exists():
+            if given.start:
+                tokenizer = Tokenizer.from_file(str(given.start / "tokenizer.json"))
+            else:
+                tokenizer = train_tokenizer(texts, given.vocabulary)
+            tokenizer.save(str(given.out / "half.json"))
+            (given.out / "half.json").replace(kept)
+        tokenizer = Tokenizer.from_file(str(kept))
         np.save(given.out / "half.npy", encode(tokenizer, texts))
         (given.out / "half.npy").replace(given.out / name)
     ids = (np.load(given.out / name, mmap_mode="r") for name in sources)

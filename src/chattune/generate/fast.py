@@ -39,7 +39,7 @@ class FastEngine:
     """Generates with GPT-Neo weights; see Engine. May be used from several threads at once.
 
     Whoever asks for a token and finds none ready computes the next step for everybody. A reply does
-    not depend on who else is being answered.
+    not depend on who else is being answered; on keys that it reuses it does, by rounding.
     """
 
     def __init__(

@@ -27,7 +27,7 @@ from chattune.compiled import (
 
 _AHEAD = 3  # rows of weights that are fetched before they are needed
 _TOGETHER = 32  # rows of a matrix that a thread takes at once
-_COLUMNS = 1024  # of them: of eight rows of x, what fits in a processor's nearest cache
+_COLUMNS = 1024  # that it takes at once: eight rows of x then stay in the nearest cache
 _ROOM = np.float32(1.6e7)  # what rounded numbers may add up to: 127 times it is less than 2^31
 
 
