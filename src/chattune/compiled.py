@@ -17,6 +17,7 @@ import numba
 import numpy as np
 import torch
 from llvmlite import ir
+from llvmlite.binding import get_host_cpu_features
 from numba import types
 from numba.core import cgutils
 from numba.core.errors import TypingError
@@ -159,6 +160,8 @@ def gelu_share(x):
 
 
 LANES = 32  # columns that products() takes at once
+# fp32 or int32 numbers in a vector: with eight running sums, the registers of AVX2 hold no more.
+_VECTOR = 16 if get_host_cpu_features().get("avx512f") else 8
 
 
 def products(wide: int, *, ahead: int) -> Any:
@@ -196,10 +199,10 @@ def products(wide: int, *, ahead: int) -> Any:
                 return builder.load(place, align=1)
 
             number = context.get_value_type(total_type)
-            zero = ir.Constant(ir.VectorType(number, 16), [number(0)] * 16)
+            zero = ir.Constant(ir.VectorType(number, _VECTOR), [number(0)] * _VECTOR)
             totals = [cgutils.alloca_once_value(builder, zero) for _ in range(wide)]
             last = builder.sub(stop, builder.and_(builder.sub(stop, first), constant(LANES - 1)))
-            step = LANES if integer else 16
+            step = 2 * _VECTOR if integer else _VECTOR
             w_row = row(ours.data, j)
             x_rows = [row(theirs.data, builder.add(r, constant(i))) for i in range(wide)]
             with cgutils.for_range_slice(builder, first, last, constant(step), n.type) as (k, _):
@@ -247,14 +250,14 @@ def _products_added(builder: Any, a: Any, b: Any, total: Any) -> Any:
 
 
 def _across(builder: Any, vectors: list[Any]) -> Any:
-    """A vector whose lane i is the sum over the 16 lanes of vector i, of up to 16."""
+    """A vector whose lane i is the sum over all lanes of vector i, of as many as it has lanes."""
     add = builder.fadd if vectors[0].type.element == ir.FloatType() else builder.add
-    word = ir.IntType(32)
+    word, count = ir.IntType(32), vectors[0].type.count
     pairs = [
-        ir.Constant(ir.VectorType(word, 16), [word(i) for i in range(first, 32, 2)])
+        ir.Constant(ir.VectorType(word, count), [word(i) for i in range(first, 2 * count, 2)])
         for first in (0, 1)
     ]
-    for _ in range(4):
+    for _ in range(count.bit_length() - 1):
         if len(vectors) % 2:
             vectors = [*vectors, vectors[-1]]
         vectors = [

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,7 +18,7 @@ from transformers import (
 )
 
 from chattune.generate import Decoding
-from chattune.generate.sampling import _penalised, candidates, next_token
+from chattune.generate.sampling import candidates, next_token, penalised
 
 OFF: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 
@@ -41,9 +42,9 @@ def expected(logits: torch.Tensor, history: list[int], d: Decoding) -> torch.Ten
 
 
 def ours(logits: torch.Tensor, history: list[int], d: Decoding) -> torch.Tensor:
-    ids, odds = candidates(_penalised(logits, d, history), d)
+    ids, odds = candidates(penalised(logits.numpy(), d, history), d)
     whole = torch.zeros(len(logits), dtype=torch.float64)
-    whole[ids] = odds
+    whole[torch.from_numpy(ids)] = torch.from_numpy(odds)
     return whole
 
 
@@ -91,15 +92,15 @@ def test_a_token_is_drawn_by_its_odds(uniform: float, seed: int) -> None:
     """The drawn token is where the running sum of the odds passes the uniform number."""
     logits = torch.randn(50, generator=torch.Generator().manual_seed(seed))
     d = Decoding(top_k=10)
-    ids, odds = candidates(logits, d)
-    token = next_token(logits, d, [], uniform)
+    ids, odds = candidates(logits.numpy(), d)
+    token = next_token(logits.numpy(), d, [], uniform)
     place = ids.tolist().index(token)
     assert float(odds[:place].sum()) <= uniform + 1e-9
     assert uniform <= float(odds[: place + 1].sum()) + 1e-9
 
 
 def test_greedy_takes_the_likeliest_after_the_penalties() -> None:
-    logits = torch.tensor([3.0, 2.9, -1.0])
+    logits = np.array([3.0, 2.9, -1.0], np.float32)
     greedy = Decoding(temperature=0)
     assert next_token(logits, greedy, [0], 0.99) == 0
     assert next_token(logits, greedy.but(repetition_penalty=1.2), [0], 0.0) == 1

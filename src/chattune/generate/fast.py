@@ -145,7 +145,7 @@ class FastEngine:
     def _take(self, slot: int, request: _Request, logits: torch.Tensor) -> None:
         """Draw a request's next token; free the slot if it was the last."""
         history = request.prompt + request.reply
-        token = next_token(logits, request.decoding, history, request.random.random())
+        token = next_token(logits.numpy(), request.decoding, history, request.random.random())
         request.reply.append(token)
         request.ready.append(token)
         full = len(request.reply) >= request.decoding.max_new_tokens

@@ -28,6 +28,7 @@ from chattune.compiled import (
 _AHEAD = 3  # rows of weights that are fetched before they are needed
 _TOGETHER = 32  # rows of a matrix that a thread takes at once
 _COLUMNS = 1024  # that it takes at once: eight rows of x then stay in the nearest cache
+_RUN = 64  # logits that are looked at together
 _ROOM = np.float32(1.6e7)  # what rounded numbers may add up to: 127 times it is less than 2^31
 
 
@@ -228,3 +229,30 @@ def block(
     x = _layer_norm(h, ln_2, ln_2_bias, epsilon)
     _multiply(x, fc, fc_scale, fc_bias, True, False, inner)
     _multiply(inner, proj, proj_scale, proj_bias, False, True, h)
+
+
+@compiled(fastmath=False)  # banned tokens are infinitely low
+def highest(logits, scores, ids):
+    """Put the highest logits into `scores` and `ids`, best first; of equal ones the earlier first.
+
+    Most of them stand in a run of which none is higher than the lowest so far.
+    """
+    found, most = 0, len(scores)
+    for start in range(0, len(logits), _RUN):
+        stop = min(start + _RUN, len(logits))
+        if found == most:
+            lowest, higher = scores[most - 1], np.int32(0)
+            for i in range(start, stop):
+                higher += np.int32(logits[i] > lowest)
+            if higher == 0:
+                continue
+        for i in range(start, stop):
+            value = logits[i]
+            if found == most and not value > scores[most - 1]:
+                continue
+            place = min(found, most - 1)
+            found = min(found + 1, most)
+            while place > 0 and scores[place - 1] < value:
+                scores[place], ids[place] = scores[place - 1], ids[place - 1]
+                place -= 1
+            scores[place], ids[place] = value, i
