@@ -16,7 +16,7 @@ from chattune.generate.decoding import Decoding
 Floats = NDArray[np.floating[Any]]
 Ids = NDArray[np.int64]
 
-_LIKELIEST = 256  # looked at first where no top_k says how many matter
+_FEW, _MANY = 256, 4096  # likeliest looked at in turn where no top_k says how many matter
 
 
 def next_token(logits: Floats, decoding: Decoding, history: Sequence[int], uniform: float) -> int:
@@ -79,11 +79,12 @@ def _likeliest(logits: Floats, decoding: Decoding) -> tuple[Floats, Ids, float]:
     everything = np.arange(size)
     if decoding.top_p == 1 and decoding.min_p == 0:
         return logits, everything, mass
-    if size > _LIKELIEST:
-        scores, ids = _top(logits, _LIKELIEST)
-        odds = _odds(scores, decoding, mass)
-        if odds.sum() >= decoding.top_p or odds[-1] < decoding.min_p * odds[0]:
-            return scores, ids, mass
+    for count in (_FEW, _MANY):
+        if size > count:
+            scores, ids = _top(logits, count)
+            odds = _odds(scores, decoding, mass)
+            if odds.sum() >= decoding.top_p or odds[-1] < decoding.min_p * odds[0]:
+                return scores, ids, mass
     return *_sorted(logits, everything), mass
 
 
@@ -106,6 +107,8 @@ def _sorted(logits: Floats, ids: Ids) -> tuple[Floats, Ids]:
 
 def _top(logits: Floats, k: int) -> tuple[Floats, Ids]:
     """The k highest and their ids, best first."""
+    if k > _FEW:
+        return _sorted(logits, np.argpartition(logits, -k)[-k:])
     scores, ids = np.empty(k, np.float32), np.empty(k, np.int64)
     kernels.highest(np.ascontiguousarray(logits, np.float32), scores, ids)
     return scores, ids
