@@ -159,7 +159,7 @@ def gelu_share(x):
     return np.float32(1) / (np.float32(1) + exp(-u))
 
 
-LANES = 32  # columns that products() takes at once
+LANES = 64  # columns that products() takes at once
 # fp32 or int32 numbers in a vector: with eight running sums, the registers of AVX2 hold no more.
 _VECTOR = 16 if get_host_cpu_features().get("avx512f") else 8
 
@@ -198,20 +198,27 @@ def products(wide: int, *, ahead: int) -> Any:
                 place = builder.bitcast(builder.gep(row, [k]), vector.as_pointer())
                 return builder.load(place, align=1)
 
+            # Sums of integers may be made in any order, so one alone takes several registers.
+            lanes = min(32, _VECTOR * (8 // wide)) if integer else _VECTOR
             number = context.get_value_type(total_type)
-            zero = ir.Constant(ir.VectorType(number, _VECTOR), [number(0)] * _VECTOR)
+            zero = ir.Constant(ir.VectorType(number, lanes), [number(0)] * lanes)
             totals = [cgutils.alloca_once_value(builder, zero) for _ in range(wide)]
             last = builder.sub(stop, builder.and_(builder.sub(stop, first), constant(LANES - 1)))
-            step = 2 * _VECTOR if integer else _VECTOR
+            step = 2 * lanes if integer else lanes
+            a_line = 64 // context.get_abi_sizeof(context.get_data_type(weights.dtype))
             w_row = row(ours.data, j)
             x_rows = [row(theirs.data, builder.add(r, constant(i))) for i in range(wide)]
-            with cgutils.for_range_slice(builder, first, last, constant(step), n.type) as (k, _):
+            with cgutils.for_range_slice(builder, first, last, constant(LANES), n.type) as (k, _):
                 later = builder.add(k, builder.mul(n, constant(ahead)))
-                _prefetch(builder, builder.gep(w_row, [later]))
-                w = _widened(builder, load(weights, w_row, k, step))
-                for x_row, total in zip(x_rows, totals, strict=True):
-                    v = load(x, x_row, k, step)
-                    builder.store(_products_added(builder, w, v, builder.load(total)), total)
+                for i in range(0, LANES, a_line):
+                    place = builder.add(later, constant(i))
+                    _prefetch(builder, builder.gep(w_row, [place]))
+                for i in range(0, LANES, step):
+                    here = builder.add(k, constant(i))
+                    w = _widened(builder, load(weights, w_row, here, step))
+                    for x_row, total in zip(x_rows, totals, strict=True):
+                        v = load(x, x_row, here, step)
+                        builder.store(_products_added(builder, w, v, builder.load(total)), total)
             across = _across(builder, [builder.load(total) for total in totals])
             found = [builder.extract_element(across, ir.IntType(32)(i)) for i in range(wide)]
             return context.make_tuple(builder, signature.return_type, found)
@@ -253,6 +260,13 @@ def _across(builder: Any, vectors: list[Any]) -> Any:
     """A vector whose lane i is the sum over all lanes of vector i, of as many as it has lanes."""
     add = builder.fadd if vectors[0].type.element == ir.FloatType() else builder.add
     word, count = ir.IntType(32), vectors[0].type.count
+    while count > _VECTOR:
+        count //= 2
+        halves = [
+            ir.Constant(ir.VectorType(word, count), [word(i) for i in range(first, first + count)])
+            for first in (0, count)
+        ]
+        vectors = [add(*(builder.shuffle_vector(v, v, half) for half in halves)) for v in vectors]
     pairs = [
         ir.Constant(ir.VectorType(word, count), [word(i) for i in range(first, 2 * count, 2)])
         for first in (0, 1)

@@ -102,11 +102,14 @@ def _multiply(given, weight, scale, bias, gelu, add, out):
     for part in numba.prange((height + _TOGETHER - 1) // _TOGETHER):
         first, stop = part * _TOGETHER, min(height, (part + 1) * _TOGETHER)
         found = np.zeros((rows, _TOGETHER), np.float32)
-        for k in range(0, width, _COLUMNS):
+        if rows == 1:  # row by row as they lie in memory, and the parts added up as below
+            for j in range(first, stop):
+                for k in range(0, width, _COLUMNS):
+                    end = min(width, k + _COLUMNS)
+                    found[0, j - first] += np.float32(_one(weight, j, x, 0, k, end)[0])
+        for k in range(0, width if rows > 1 else 0, _COLUMNS):
             end = min(width, k + _COLUMNS)
             for j in range(first, stop):
-                if rows == 1:
-                    found[0, j - first] += np.float32(_one(weight, j, x, 0, k, end)[0])
                 for r in range(0, rows - 7, 8):
                     sums = _eight(weight, j, x, r, k, end)
                     for n in range(8):

@@ -7,7 +7,9 @@ from torch.nn.functional import linear
 
 from chattune.generate import kernels
 
-_FEW = 16  # rows: beyond it PyTorch's product, conversion of the weights included, is faster
+# Rows beyond which PyTorch's product is faster; beside int8, whose weights it has to convert first,
+# by whether it then multiplies in bf16.
+_FEW, _FEW_INT8 = 16, {True: 32, False: 128}
 
 Matrix = Callable[[torch.Tensor], torch.Tensor]  # x (rows, in) -> (rows, out)
 
@@ -16,14 +18,14 @@ def matrix(weight: torch.Tensor, scale: torch.Tensor, *, bf16: bool = True) -> M
     """Of weight (out, in) in int8, bf16 or fp32, each row times its scale (out).
 
     `bf16` says whether the machine multiplies many rows fast in bf16; if not, int8 goes by fp32.
-    A few rows beside int8 are rounded to 16 bits.
+    Few rows beside int8 are rounded to 16 bits.
     """
-    dense = weight.dtype
+    dense, few = weight.dtype, _FEW
     if dense == torch.int8:
-        dense = torch.bfloat16 if bf16 else torch.float32
+        dense, few = torch.bfloat16 if bf16 else torch.float32, _FEW_INT8[bf16]
 
     def multiply(x: torch.Tensor) -> torch.Tensor:
-        if len(x) <= _FEW:
+        if len(x) <= few:
             return kernels.multiply(x, weight, scale)
         product = linear(x.to(dense), weight.to(dense))
         return product * scale if weight.dtype == torch.int8 else product

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
+from chattune.models.dropout import dropped
+
 
 def speed_up_lora(model: nn.Module) -> None:
     """Make every plain LoRA layer on a linear module (in place) compute fast."""
@@ -62,49 +64,28 @@ class _LoraLinear(torch.autograd.Function):
         p: float,
     ) -> torch.Tensor:
         rows = x.flatten(0, -2)
-        kept = _keep_mask(rows, p) if p else None
+        seed = int(torch.randint(2**62, ())) if p else 0
         a = (a / (1 - p)).to(x.dtype)  # dropout's scale, here where it is cheap
-        down = _dropped(rows, kept) @ a.t()
+        down = (dropped(rows, p, seed) if p else rows) @ a.t()
         result = linear(rows, weight, bias)
         result.addmm_(down, b.to(x.dtype).t(), alpha=scaling)
-        ctx.save_for_backward(rows, weight, a, b, down, kept)
-        ctx.scaling, ctx.p, ctx.shape = scaling, p, x.shape
+        ctx.save_for_backward(rows, weight, a, b, down)
+        ctx.scaling, ctx.p, ctx.seed, ctx.shape = scaling, p, seed, x.shape
         return result.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        rows, weight, a, b, down, kept = ctx.saved_tensors
-        grad = grad.flatten(0, -2)
+        rows, weight, a, b, down = ctx.saved_tensors
+        grad, p, seed = grad.flatten(0, -2), ctx.p, ctx.seed
         d_down = (grad @ b.to(grad.dtype)).mul_(ctx.scaling)
         d_b = (grad.t() @ down).to(b.dtype).mul_(ctx.scaling)
-        d_a = (d_down.t() @ _dropped(rows, kept)).to(b.dtype).div_(1 - ctx.p)
+        d_a = (d_down.t() @ (dropped(rows, p, seed) if p else rows)).to(b.dtype).div_(1 - p)
         d_x = None
         if ctx.needs_input_grad[0]:
             d_x = grad @ weight
-            if kept is None:
-                d_x.addmm_(d_down, a)
+            if p:
+                d_x += dropped(d_down @ a, p, seed)
             else:
-                d_x += _dropped(d_down @ a, kept)
+                d_x.addmm_(d_down, a)
             d_x = d_x.view(ctx.shape)
         return d_x, None, None, d_a, d_b, None, None
-
-
-_BITS = {2: torch.int16, 4: torch.int32}  # an integer as wide as the value it masks
-
-
-def _keep_mask(rows: torch.Tensor, p: float) -> torch.Tensor:
-    """All bits set where dropout keeps, none where it drops; the rate is `p` to 1/32768.
-
-    Random words cut into pieces take a sixth of the time of bernoulli_ on a CPU, and masking by
-    bits a quarter of a product with a bool.
-    """
-    kind = _BITS[rows.element_size()]
-    width = 8 * rows.element_size() - 1
-    words = torch.empty(-(-rows.nbytes // 8), dtype=torch.int64, device=rows.device)
-    bits = words.random_(-(2**63), None).view(kind)[: rows.numel()].view(rows.shape)
-    below = bits.bitwise_and_(2**width - 1).sub_(round(p * 2**width))  # negative: dropped
-    return below.bitwise_right_shift_(width).bitwise_not_()
-
-
-def _dropped(rows: torch.Tensor, kept: torch.Tensor | None) -> torch.Tensor:
-    return rows if kept is None else (rows.view(kept.dtype) & kept).view(rows.dtype)
