@@ -13,11 +13,12 @@ if TYPE_CHECKING:
 # Share of the machine's matrix rate that a step reaches (benchmarks/train.py).
 _EFFICIENCY = {False: 0.7, True: 0.55}
 # Values kept for the backward pass, per token, layer and hidden unit: inputs of the norms, of the
-# adapted modules and of the GELU with their dropout masks; per token, head and key: a probability.
+# adapted modules and of the GELU, and what an allocator loses; per token, head and key: a
+# probability.
 _VALUES_A_UNIT = 24
 _ROOM = 0.8  # share of the memory that a run may take
 # Tokens in a pack: beyond it nothing is gained, for the matrices are large enough.
-_ENOUGH = {"cpu": 1024, "mps": 4096, "cuda": 16384}
+_ENOUGH = {"cpu": 768, "mps": 4096, "cuda": 16384}
 
 
 @dataclass(frozen=True)
