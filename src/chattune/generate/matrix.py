@@ -7,9 +7,9 @@ from torch.nn.functional import linear
 
 from chattune.generate import kernels
 
-# Rows beyond which PyTorch's product is faster; beside int8, whose weights it has to convert first,
-# by whether it then multiplies in bf16.
-_FEW, _FEW_INT8 = 16, {True: 32, False: 128}
+# Rows beyond which PyTorch's product is faster. Weights in int8 it converts first, and to fp32 that
+# takes longer than our product.
+_FEW, _FEW_BY_FP32 = 16, 128
 
 Matrix = Callable[[torch.Tensor], torch.Tensor]  # x (rows, in) -> (rows, out)
 
@@ -22,7 +22,7 @@ def matrix(weight: torch.Tensor, scale: torch.Tensor, *, bf16: bool = True) -> M
     """
     dense, few = weight.dtype, _FEW
     if dense == torch.int8:
-        dense, few = torch.bfloat16 if bf16 else torch.float32, _FEW_INT8[bf16]
+        dense, few = (torch.bfloat16, _FEW) if bf16 else (torch.float32, _FEW_BY_FP32)
 
     def multiply(x: torch.Tensor) -> torch.Tensor:
         if len(x) <= few:

@@ -31,7 +31,7 @@ def packed_attention(
     `lengths` are the conversations' tokens, in order. With a `window` a token sees itself and the
     `window` - 1 tokens before it.
     """
-    if query.is_cuda:
+    if query.is_cuda and query.dtype != torch.float32:  # fp32: a GPU without bf16
         return _varlen(query, key, value, lengths, heads, window, scale)
     out: torch.Tensor = _Blockwise.apply(  # type: ignore[no-untyped-call]
         query, key, value, lengths, heads, window, scale
