@@ -107,17 +107,18 @@ def _multiply(given, weight, scale, bias, gelu, add, out):
                 for k in range(0, width, _COLUMNS):
                     end = min(width, k + _COLUMNS)
                     found[0, j - first] += np.float32(_one(weight, j, x, 0, k, end)[0])
-        for k in range(0, width if rows > 1 else 0, _COLUMNS):
-            end = min(width, k + _COLUMNS)
-            for j in range(first, stop):
-                for r in range(0, rows - 7, 8):
-                    sums = _eight(weight, j, x, r, k, end)
-                    for n in range(8):
-                        found[r + n, j - first] += np.float32(sums[n])
-                if rows % 8 == 4:
-                    last = _four(weight, j, x, rows - 4, k, end)
-                    for n in range(4):
-                        found[rows - 4 + n, j - first] += np.float32(last[n])
+        else:
+            for k in range(0, width, _COLUMNS):
+                end = min(width, k + _COLUMNS)
+                for j in range(first, stop):
+                    for r in range(0, rows - 7, 8):
+                        sums = _eight(weight, j, x, r, k, end)
+                        for n in range(8):
+                            found[r + n, j - first] += np.float32(sums[n])
+                    if rows % 8 == 4:
+                        last = _four(weight, j, x, rows - 4, k, end)
+                        for n in range(4):
+                            found[rows - 4 + n, j - first] += np.float32(last[n])
         if width % LANES:
             for r in range(rows):
                 for j in range(first, stop):

@@ -66,7 +66,7 @@ class _LoraLinear(torch.autograd.Function):
         rows = x.flatten(0, -2)
         seed = int(torch.randint(2**62, ())) if p else 0
         a = (a / (1 - p)).to(x.dtype)  # dropout's scale, here where it is cheap
-        down = (dropped(rows, p, seed) if p else rows) @ a.t()
+        down = dropped(rows, p, seed) @ a.t()
         result = linear(rows, weight, bias)
         result.addmm_(down, b.to(x.dtype).t(), alpha=scaling)
         ctx.save_for_backward(rows, weight, a, b, down)
@@ -79,7 +79,7 @@ class _LoraLinear(torch.autograd.Function):
         grad, p, seed = grad.flatten(0, -2), ctx.p, ctx.seed
         d_down = (grad @ b.to(grad.dtype)).mul_(ctx.scaling)
         d_b = (grad.t() @ down).to(b.dtype).mul_(ctx.scaling)
-        d_a = (d_down.t() @ (dropped(rows, p, seed) if p else rows)).to(b.dtype).div_(1 - p)
+        d_a = (d_down.t() @ dropped(rows, p, seed)).to(b.dtype).div_(1 - p)
         d_x = None
         if ctx.needs_input_grad[0]:
             d_x = grad @ weight
