@@ -164,14 +164,14 @@ LANES = 64  # columns that products() takes at once
 _VECTOR = 16 if get_host_cpu_features().get("avx512f") else 8
 
 
-def products(wide: int, *, ahead: int) -> Any:
+def products(wide: int, *, rows_ahead: int = 0, columns_ahead: int = 0) -> Any:
     """Inner products of a row of weights with `wide` rows of x, as an intrinsic.
 
     It takes weights (m, n), which row of them, x (p, n), the first row of it, and from which column
     to which; it returns `wide` sums over the whole LANES there. fp32 and bf16 weights go with fp32
     x. int8 weights go with int16 x and are summed in int32, in which the caller sees to it that
     there is room: for that, processors have an instruction (vpmaddwd, vpdpwssd) which LLVM does not
-    find in a plain loop. Weights are fetched `ahead` rows before they are needed.
+    find in a plain loop. Weights are fetched so many rows and columns before they are needed.
     """
 
     @intrinsic
@@ -209,7 +209,8 @@ def products(wide: int, *, ahead: int) -> Any:
             w_row = row(ours.data, j)
             x_rows = [row(theirs.data, builder.add(r, constant(i))) for i in range(wide)]
             with cgutils.for_range_slice(builder, first, last, constant(LANES), n.type) as (k, _):
-                later = builder.add(k, builder.mul(n, constant(ahead)))
+                rows_later = builder.mul(n, constant(rows_ahead))
+                later = builder.add(builder.add(k, constant(columns_ahead)), rows_later)
                 for i in range(0, LANES, a_line):
                     place = builder.add(later, constant(i))
                     _prefetch(builder, builder.gep(w_row, [place]))

@@ -13,28 +13,26 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn.functional import embedding, gelu, layer_norm, scaled_dot_product_attention
+from torch.nn.functional import embedding, layer_norm, scaled_dot_product_attention
 
 from chattune.compiled import as_array, call
 from chattune.generate import kernels
-from chattune.generate.matrix import Matrix, matrix
+from chattune.generate.matrix import Affine, affine
 from chattune.models.gpt_neo_weights import GptNeoWeights
 
 _CHUNK = 512  # tokens of a prompt computed at once
+_BLOCK = 64  # of them that attend at once
 _SLACK = 64  # tokens before the window that a local layer keeps, for prompts that go back a little
 
 
 @dataclass(frozen=True)
 class _Layer:
     ln_1: tuple[torch.Tensor, torch.Tensor]
-    qkv: Matrix
-    out: Matrix
-    out_bias: torch.Tensor
+    qkv: Affine
+    out: Affine
     ln_2: tuple[torch.Tensor, torch.Tensor]
-    fc: Matrix
-    fc_bias: torch.Tensor
-    proj: Matrix
-    proj_bias: torch.Tensor
+    fc: Affine
+    proj: Affine
     local: bool
     keys: torch.Tensor  # (slots, heads, room, head), as `values`
     values: torch.Tensor
@@ -68,27 +66,19 @@ class GptNeo:
         def norm(name: str) -> tuple[torch.Tensor, torch.Tensor]:
             return t[f"{i}.{name}"], t[f"{i}.{name}.bias"]
 
-        def product(name: str) -> Matrix:
-            return matrix(*_scaled(t, f"{i}.{name}"), bf16=self._bf16)
-
-        def affine(name: str) -> tuple[torch.Tensor, ...]:
+        def linear(name: str) -> tuple[torch.Tensor, ...]:
             weight, scale = _scaled(t, f"{i}.{name}")
             return weight, scale, t.get(f"{i}.{name}.bias", torch.zeros(len(weight)))
 
-        arrays = (
-            *norm("ln_1"), *affine("qkv"), *affine("out"),
-            *norm("ln_2"), *affine("fc"), *affine("proj"), keys, values,
-        )  # fmt: skip
+        qkv, out, fc, proj = map(linear, ("qkv", "out", "fc", "proj"))
+        arrays = *norm("ln_1"), *qkv, *out, *norm("ln_2"), *fc, *proj, keys, values
         return _Layer(
             ln_1=norm("ln_1"),
-            qkv=product("qkv"),
-            out=product("out"),
-            out_bias=t[f"{i}.out.bias"],
+            qkv=affine(*qkv, bf16=self._bf16),
+            out=affine(*out, bf16=self._bf16),
             ln_2=norm("ln_2"),
-            fc=product("fc"),
-            fc_bias=t[f"{i}.fc.bias"],
-            proj=product("proj"),
-            proj_bias=t[f"{i}.proj.bias"],
+            fc=affine(*fc, bf16=self._bf16),
+            proj=affine(*proj, bf16=self._bf16),
             local=local,
             keys=keys,
             values=values,
@@ -130,24 +120,12 @@ class GptNeo:
         count, stop = len(tokens), start + len(tokens)
         self._make_room(slot, start, count)
         h = self._embed(tokens, range(start, stop))
-        back = torch.arange(start, stop)[:, None] - torch.arange(stop)
-        seen = back >= 0
-        near = seen & (back < self._window)
         for layer in self._layers:
             q, k, v = self._project(layer, h)
             first = self._start[slot] if layer.local else 0
-            low = max(first, start - self._window + 1) if layer.local else 0
             layer.keys[slot, :, start - first : stop - first] = k.transpose(0, 1)
             layer.values[slot, :, start - first : stop - first] = v.transpose(0, 1)
-            cached = slice(low - first, stop - first)
-            mixed = scaled_dot_product_attention(
-                q.transpose(0, 1)[None],
-                layer.keys[None, slot, :, cached].float(),
-                layer.values[None, slot, :, cached].float(),
-                attn_mask=(near if layer.local else seen)[:, low:],
-                scale=1.0,
-            )
-            h = self._finish(layer, h, mixed[0].transpose(0, 1))
+            h = self._finish(layer, h, self._attend(layer, slot, q, start))
         return h
 
     def _make_room(self, slot: int, length: int, count: int) -> None:
@@ -171,15 +149,39 @@ class GptNeo:
     def _project(self, layer: _Layer, h: torch.Tensor) -> Any:
         """Query, key and value, each (tokens, heads, head) in fp32."""
         x = layer_norm(h, (self._width,), *layer.ln_1, self._epsilon)
-        return layer.qkv(x).float().view(len(h), 3, self._heads, -1).unbind(1)
+        return layer.qkv(x).view(len(h), 3, self._heads, -1).unbind(1)
+
+    def _attend(self, layer: _Layer, slot: int, q: torch.Tensor, start: int) -> torch.Tensor:
+        """What queries (tokens, heads, head) from position `start` on see of a slot; as they are.
+
+        Block by block, for a block sees nothing of those behind it, and little of what is far.
+        """
+        first = self._start[slot] if layer.local else 0
+        reach = self._window if layer.local else self.positions
+        far = max(first, start - reach + 1)
+        cached = slot, slice(None), slice(far - first, start + len(q) - first)
+        keys, values = layer.keys[cached].float(), layer.values[cached].float()
+        mixed = torch.empty_like(q)
+        for i in range(0, len(q), _BLOCK):
+            queries = q[i : i + _BLOCK]
+            here, stop = start + i, start + i + len(queries)
+            low = max(far, here - reach + 1)
+            back = torch.arange(here, stop)[:, None] - torch.arange(low, stop)
+            found = scaled_dot_product_attention(
+                queries.transpose(0, 1)[None],
+                keys[None, :, low - far : stop - far],
+                values[None, :, low - far : stop - far],
+                attn_mask=(back >= 0) & (back < reach),
+                scale=1.0,
+            )
+            mixed[i : i + _BLOCK] = found[0].transpose(0, 1)
+        return mixed
 
     def _finish(self, layer: _Layer, h: torch.Tensor, mixed: torch.Tensor) -> torch.Tensor:
         """The rest of the block, given what attention mixed (tokens, heads, head)."""
-        out = layer.out(mixed.reshape(len(h), -1))
-        h = h.add_(out).add_(layer.out_bias)
+        h = layer.out(mixed.reshape(len(h), -1), onto=h)
         x = layer_norm(h, (self._width,), *layer.ln_2, self._epsilon)
-        inner = gelu(layer.fc(x).add_(layer.fc_bias), approximate="tanh")
-        return h.add_(layer.proj(inner)).add_(layer.proj_bias)
+        return layer.proj(layer.fc(x, gelu=True), onto=h)
 
     def _logits(self, h: torch.Tensor) -> torch.Tensor:
         x = layer_norm(h, (self._width,), *self._ln_f, self._epsilon)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from chattune.generate.matrix import Matrix, matrix
+from chattune.generate.matrix import Affine, affine
 from chattune.models.gpt_neo_weights import to_int8
 
 if TYPE_CHECKING:
@@ -18,16 +18,15 @@ class Int8Linear(nn.Module):
     """A linear layer with int8 weights, one scale a row; any leading shape."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, *, bf16: bool) -> None:
-        """`weight` is (out, in); for `bf16` see matrix()."""
+        """`weight` is (out, in); for `bf16` see affine()."""
         super().__init__()
         rounded, scale = to_int8(weight.float())
-        self._product: Matrix = matrix(rounded, scale, bf16=bf16)
-        self.bias = bias
+        bias = torch.zeros(len(weight)) if bias is None else bias.detach().float()
+        self._affine: Affine = affine(rounded, scale, bias, bf16=bf16)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., in) -> (..., out), of x's dtype."""
-        out = self._product(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1).to(x.dtype)
-        return out if self.bias is None else out + self.bias
+        return self._affine(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1).to(x.dtype)
 
 
 def quantized(model: "PreTrainedModel | PeftModel", *, bf16: bool) -> "PreTrainedModel":

@@ -25,9 +25,8 @@ from chattune.compiled import (
     widen,
 )
 
-_AHEAD = 3  # rows of weights that are fetched before they are needed
 _TOGETHER = 32  # rows of a matrix that a thread takes at once
-_COLUMNS = 1024  # that it takes at once: eight rows of x then stay in the nearest cache
+_COLUMNS = 768  # that it takes at once: eight rows of x then stay in the nearest cache
 _RUN = 64  # logits that are looked at together
 _ROOM = np.float32(1.6e7)  # what rounded numbers may add up to: 127 times it is less than 2^31
 
@@ -35,22 +34,34 @@ _ROOM = np.float32(1.6e7)  # what rounded numbers may add up to: 127 times it is
 def padded(x: torch.Tensor) -> torch.Tensor:
     """Rows of x (rows, width) as the kernels take them: fp32, one or a multiple of four."""
     rows = 1 if len(x) == 1 else -(-len(x) // 4) * 4
-    return pad(x.detach().float(), (0, 0, 0, rows - len(x)))
+    x = x.detach().float()
+    return x if rows == len(x) else pad(x, (0, 0, 0, rows - len(x)))
 
 
-def multiply(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """x (rows, in) by weight (out, in) in int8, bf16 or fp32, times scale (out), in fp32.
+def multiply(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    gelu: bool = False,
+    onto: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """x (rows, in) by weight (out, in) in int8, bf16 or fp32, times scale (out), plus bias (out).
 
-    For a few rows: the weights are read once for all of them.
+    Then its GELU if asked for, in fp32 (rows, out), or added to `onto`, which is changed. A row
+    comes out the same beside few others and beside many.
     """
-    rows = padded(x)
-    out = torch.empty(len(rows), len(weight))
-    none = np.zeros(len(weight), np.float32)
-    call(_product, *map(as_array, (rows, weight, scale)), none, as_array(out))
-    return out[: len(x)]
+    out = torch.empty(len(x), len(weight)) if onto is None else onto
+    bias = torch.zeros(len(weight)) if bias is None else bias
+    given = map(as_array, (padded(x), weight, scale, bias))
+    call(_multiply, *given, gelu, onto is not None, as_array(out))
+    return out
 
 
-_one, _four, _eight = (products(rows, ahead=_AHEAD) for rows in (1, 4, 8))
+# One row goes through its matrix as it lies in memory, several piece by piece.
+_one = products(1, columns_ahead=1024)
+_four, _eight = (products(rows, rows_ahead=3) for rows in (4, 8))
 
 
 def _taken(x, weight):
@@ -95,7 +106,7 @@ def _rest(weights, x):
 def _multiply(given, weight, scale, bias, gelu, add, out):
     """x weight' scale + bias, (rows, out), its GELU if asked for, to `out` or added to it.
 
-    For the rows of `given`, which is x, see padded().
+    For the rows of `given`, which is x, see padded(); `out` may end before the last of them.
     """
     x, scales = _taken(given, weight)
     rows, height, width = len(x), len(weight), x.shape[1]
@@ -110,12 +121,13 @@ def _multiply(given, weight, scale, bias, gelu, add, out):
         else:
             for k in range(0, width, _COLUMNS):
                 end = min(width, k + _COLUMNS)
-                for j in range(first, stop):
-                    for r in range(0, rows - 7, 8):
+                for r in range(0, rows - 7, 8):
+                    for j in range(first, stop):
                         sums = _eight(weight, j, x, r, k, end)
                         for n in range(8):
                             found[r + n, j - first] += np.float32(sums[n])
-                    if rows % 8 == 4:
+                if rows % 8 == 4:
+                    for j in range(first, stop):
                         last = _four(weight, j, x, rows - 4, k, end)
                         for n in range(4):
                             found[rows - 4 + n, j - first] += np.float32(last[n])
@@ -123,7 +135,7 @@ def _multiply(given, weight, scale, bias, gelu, add, out):
             for r in range(rows):
                 for j in range(first, stop):
                     found[r, j - first] += _rest(weight[j], x[r])
-        for r in range(rows):
+        for r in range(len(out)):
             for j in range(first, stop):
                 value = found[r, j - first] * (scale[j] * scales[r]) + bias[j]
                 if gelu:
@@ -131,11 +143,6 @@ def _multiply(given, weight, scale, bias, gelu, add, out):
                 if add:
                     value += out[r, j]
                 out[r, j] = value
-
-
-@compiled()
-def _product(x, weight, scale, bias, out):
-    _multiply(x, weight, scale, bias, False, False, out)
 
 
 @compiled()

@@ -1,4 +1,4 @@
-"""A weight matrix outside of the decoding step: for the rows of a prompt, few or many."""
+"""A linear layer outside of the decoding step: for the rows of a prompt, few or many."""
 
 from collections.abc import Callable
 
@@ -6,28 +6,35 @@ import torch
 from torch.nn.functional import linear
 
 from chattune.generate import kernels
+from chattune.models.gelu import TanhGelu
 
-# Rows beyond which PyTorch's product is faster. Weights in int8 it converts first, and to fp32 that
-# takes longer than our product.
-_FEW, _FEW_BY_FP32 = 16, 128
+# Rows up to which our kernel is faster than PyTorch's product in a dtype.
+_FEW = {torch.bfloat16: 16, torch.float32: 32}
 
-Matrix = Callable[[torch.Tensor], torch.Tensor]  # x (rows, in) -> (rows, out)
+# x (rows, in), and `gelu` and `onto` as kernels.multiply takes them -> (rows, out) in fp32
+Affine = Callable[..., torch.Tensor]
 
 
-def matrix(weight: torch.Tensor, scale: torch.Tensor, *, bf16: bool = True) -> Matrix:
-    """Of weight (out, in) in int8, bf16 or fp32, each row times its scale (out).
+def affine(
+    weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, *, bf16: bool = True
+) -> Affine:
+    """Of weight (out, in) in int8, bf16 or fp32, each row times its scale (out), and bias (out).
 
-    `bf16` says whether the machine multiplies many rows fast in bf16; if not, int8 goes by fp32.
-    Few rows beside int8 are rounded to 16 bits.
+    `bf16` says whether the machine multiplies many rows fast in bf16, which int8 weights are turned
+    into then. If not, our kernel takes any number of rows beside int8, rounded to 16 bits.
     """
-    dense, few = weight.dtype, _FEW
-    if dense == torch.int8:
-        dense, few = (torch.bfloat16, _FEW) if bf16 else (torch.float32, _FEW_BY_FP32)
+    rounded = weight.dtype == torch.int8
+    dense = torch.bfloat16 if rounded else weight.dtype
+    always = rounded and not bf16
 
-    def multiply(x: torch.Tensor) -> torch.Tensor:
-        if len(x) <= few:
-            return kernels.multiply(x, weight, scale)
-        product = linear(x.to(dense), weight.to(dense))
-        return product * scale if weight.dtype == torch.int8 else product
+    def apply(
+        x: torch.Tensor, *, gelu: bool = False, onto: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        if always or len(x) <= _FEW[dense]:
+            return kernels.multiply(x, weight, scale, bias, gelu=gelu, onto=onto)
+        out = linear(x.to(dense), weight.to(dense)).float()
+        out = (out.mul_(scale) if rounded else out).add_(bias)
+        out = TanhGelu()(out) if gelu else out
+        return out if onto is None else onto.add_(out)
 
-    return multiply
+    return apply
