@@ -19,6 +19,8 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the engine is for CPUs, and so are its ceilings
+
 import ceiling
 
 NEW, PROMPT, LONG = 128, 32, 400

@@ -1,24 +1,28 @@
 """Training: chattune beside TRL in one run, same rows, same supervised tokens.
 
-    python benchmarks/train.py --base BASE --data FILE [--quick] [--json] [--only ours,best,default]
+    python benchmarks/train.py --base BASE --data FILE [--quick] [--json] [--only best,default]
 
 GPT-Neo with LoRA (r=16 on q_proj and v_proj, dropout 0.05), 16 conversations a step (TRL: 4 x 4),
 length 512. TRL is given the same token ids and labels as chattune, so that both are supervised on
 the same tokens. Each contender runs in a process of its own, one after the other, ours before and
-after; tokens are those of the conversations, padding not counted; the first step is left out.
+after; tokens are those of the conversations, padding not counted. Our first step is left out, and
+TRL's first pass of four conversations.
 
-default  TRL's defaults: bf16 autocast, gradient checkpointing
 best     without gradient checkpointing; bf16 autocast only where the machine multiplies bf16 fast
+default  TRL's defaults: bf16 autocast, gradient checkpointing; a CPU without bf16 takes minutes for
+         four conversations, so there they run only if --only names them
 """
 
 import argparse
 import json
+import math
 import os
 import resource
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +54,7 @@ def ours(base: str, data: str, steps: int) -> dict[str, Any]:
     chosen = recipe(base, data, steps + 1)
     started = time.perf_counter()
     first: list[float] = []
-    peaks: list[float] = []
+    peaks: list[dict[str, float]] = []
     done: list[tuple[list[int], int]] = []
     plain = trainer._Trainer.training_step
 
@@ -58,7 +62,7 @@ def ours(base: str, data: str, steps: int) -> dict[str, Any]:
         first.append(time.perf_counter() - started)
         done.append((inputs["lengths"], int((inputs["labels"] != -100).sum())))
         loss = plain(self, model, inputs, *rest)
-        peaks.append(memory()["rss_gb"])
+        peaks.append(memory())
         return loss
 
     trainer._Trainer.training_step = watched
@@ -78,7 +82,7 @@ def ours(base: str, data: str, steps: int) -> dict[str, Any]:
         "first_step_after_s": first[0],
         "dtype": "bf16" if find_device().bf16 else "fp32",
         "rss_with_saving_gb": memory()["rss_gb"],
-    } | (memory() | {"rss_gb": peaks[-1]})  # TRL saves and verifies nothing here
+    } | peaks[-1]  # TRL saves and verifies nothing here
 
 
 def step_flop(base: str, lengths: list[int], supervised: int) -> float:
@@ -108,8 +112,11 @@ def step_flop(base: str, lengths: list[int], supervised: int) -> float:
     return 4 * (blocks * sum(lengths) + head * supervised) + 6 * adapter * sum(lengths) + attention
 
 
-def trl(base: str, data: str, steps: int, mode: str) -> dict[str, Any]:
-    """TRL's SFTTrainer on the rows that chattune prepared."""
+def trl(base: str, data: str, steps: int, mode: str, limit: float) -> dict[str, Any]:
+    """TRL's SFTTrainer on the rows that chattune prepared.
+
+    For so many steps and one, or until `limit` seconds have passed; the first pass is left out.
+    """
     import torch
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, TrainerCallback, set_seed
@@ -129,7 +136,7 @@ def trl(base: str, data: str, steps: int, mode: str) -> dict[str, Any]:
         output_dir=tempfile.mkdtemp(), per_device_train_batch_size=4, gradient_accumulation_steps=4,
         learning_rate=2e-4, max_steps=steps + 1, max_length=LENGTH, warmup_steps=0.03,
         lr_scheduler_type="constant", logging_steps=1, report_to=[], save_strategy="no",
-        use_cpu=not torch.cuda.is_available(), disable_tqdm=True, seed=chosen.seed, **flags,
+        use_cpu=find_device().kind == "cpu", disable_tqdm=True, seed=chosen.seed, **flags,
     )  # fmt: skip
     lora = LoraConfig(
         r=RANK, lora_alpha=32, lora_dropout=0.05, target_modules=TARGETS, task_type="CAUSAL_LM"
@@ -139,33 +146,37 @@ def trl(base: str, data: str, steps: int, mode: str) -> dict[str, Any]:
         model=model, args=config, train_dataset=prepared.train, processing_class=tokenizer,
         peft_config=lora,
     )  # fmt: skip
-    counts = {"tokens": 0, "supervised": 0, "seconds": 0.0}
-    seen = dict(counts)
+    seen = {"tokens": 0.0, "supervised": 0.0, "passes": 0.0}
+    marks: list[dict[str, float]] = []  # what was seen after the first pass, and at the end
     compute = trainer.compute_loss
 
     def counted(model: Any, inputs: dict[str, Any], *rest: Any, **more: Any) -> Any:
         seen["tokens"] += int(inputs["attention_mask"].sum())
         seen["supervised"] += int((inputs["labels"] != -100).sum())
+        seen["passes"] += 1
         return compute(model, inputs, *rest, **more)
 
-    class Clock(TrainerCallback):
-        def on_step_begin(self, *_: Any, **__: Any) -> None:
-            self.before, self.start = dict(seen), time.perf_counter()
+    def mark() -> None:
+        ceiling.wait()
+        marks.append(seen | {"seconds": time.perf_counter()})
 
-        def on_step_end(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
-            ceiling.wait()
-            if state.global_step > 1:
-                counts["seconds"] += time.perf_counter() - self.start
-                for name in ("tokens", "supervised"):
-                    counts[name] += seen[name] - self.before[name]
+    class Clock(TrainerCallback):
+        def on_substep_end(self, *_: Any, **__: Any) -> None:
+            if not marks:
+                mark()
+            elif time.perf_counter() - marks[0]["seconds"] > limit:
+                raise TimeoutError
 
     trainer.compute_loss = counted
     trainer.add_callback(Clock())
-    trainer.train()
+    with suppress(TimeoutError):
+        trainer.train()
+    mark()
+    done = {name: marks[1][name] - marks[0][name] for name in marks[0]}
     return {
-        "tokens_per_s": counts["tokens"] / counts["seconds"],
-        "supervised_per_s": counts["supervised"] / counts["seconds"],
-        "seconds_a_step": counts["seconds"] / steps,
+        "tokens_per_s": done["tokens"] / done["seconds"],
+        "supervised_per_s": done["supervised"] / done["seconds"],
+        "seconds_a_step": done["seconds"] / done["passes"] * config.gradient_accumulation_steps,
     } | memory()
 
 
@@ -183,7 +194,7 @@ def contend(name: str, given: argparse.Namespace, steps: int) -> dict[str, Any]:
     """Run one contender in a fresh process."""
     command = [sys.executable, __file__, "--base", given.base, "--data", given.data]
     done = subprocess.run(
-        [*command, "--contender", name, "--steps", str(steps)],
+        [*command, "--contender", name, "--steps", str(steps), "--limit", str(given.limit)],
         capture_output=True, text=True, check=False, env=os.environ | {"HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
     if done.returncode != 0:
@@ -203,8 +214,11 @@ def compare(given: argparse.Namespace) -> dict[str, Any]:
     """All contenders, one after the other, with the ceiling before and after ours."""
     from chattune.device import find_device
 
-    dtype = find_device().base_dtype()
-    steps = given.steps or (4 if given.quick else 10)
+    device = find_device()
+    every = "best" if device.kind == "cpu" and not device.bf16 else "best,default"
+    peers = [mode for mode in ("best", "default") if mode in (given.only or every).split(",")]
+    dtype = device.base_dtype()
+    steps = given.steps or (2 if given.quick else 10)
     peer_steps = given.steps or (2 if given.quick else 5)
     rows: dict[str, dict[str, Any]] = {}
     rates, runs = [], []
@@ -213,9 +227,8 @@ def compare(given: argparse.Namespace) -> dict[str, Any]:
         runs.append(contend("ours", given, steps))
         rates.append(ceiling.matrix_rate(dtype))
         if turn == 0:
-            for mode in ("best", "default"):
-                if mode in given.only:
-                    rows[f"TRL {mode}"] = contend(mode, given, peer_steps)
+            for mode in peers:
+                rows[f"TRL {mode}"] = contend(mode, given, peer_steps)
     numbers = [k for k, v in runs[0].items() if not isinstance(v, str)]
     rows = {"chattune": runs[0] | {k: (runs[0][k] + runs[1][k]) / 2 for k in numbers}} | rows
     rate = sum(rates) / len(rates) / 1e9
@@ -227,9 +240,9 @@ def compare(given: argparse.Namespace) -> dict[str, Any]:
         "share_of_ceiling": mine["gflops"] / rate,
         "first_step_after_s": mine["first_step_after_s"],
     }
-    for mode in given.only:
+    for mode in peers:
         found[f"vs_trl_{mode}"] = mine["tokens_per_s"] / rows[f"TRL {mode}"]["tokens_per_s"]
-    if "best" in given.only:
+    if "best" in peers:
         found["rss_vs_trl"] = mine["rss_gb"] / rows["TRL best"]["rss_gb"]
     return found
 
@@ -239,7 +252,8 @@ def show(found: dict[str, Any]) -> None:
     print(f"{'':14}{'tokens/s':>10}{'supervised/s':>14}{'s/step':>9}{'peak GB':>9}")
     for name, row in found["rows"].items():
         rates = f"{row['tokens_per_s']:10.0f}{row['supervised_per_s']:14.0f}"
-        print(f"{name:14}{rates}{row['seconds_a_step']:9.2f}{row['rss_gb']:9.2f}")
+        peak = row.get("gpu_gb", row["rss_gb"])
+        print(f"{name:14}{rates}{row['seconds_a_step']:9.2f}{peak:9.2f}")
     print(f"{'ceiling':14}{found['ceiling_tokens_per_s']:10.0f}")
     for name, value in found.items():
         if name not in ("rows", "ceiling_tokens_per_s"):
@@ -251,19 +265,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--base", required=True, help="folder or Hub id of a base")
     parser.add_argument("--data", required=True, help="JSON lines; the first 400 rows are used")
-    parser.add_argument(
-        "--quick", action="store_true", help="fewer steps: under 8 minutes, if bf16 is fast here"
-    )
+    parser.add_argument("--quick", action="store_true", help="fewer steps: under 8 minutes")
     parser.add_argument("--json", action="store_true", help="one JSON object")
     parser.add_argument("--steps", type=int, help="measured steps of every contender")
-    parser.add_argument("--only", default="best,default", help="peers: best, default, or none")
+    parser.add_argument("--limit", type=float, help="seconds that a peer is measured at most")
+    parser.add_argument("--only", help="peers: best, default, or none")
     parser.add_argument("--contender", choices=["ours", "best", "default"], help=argparse.SUPPRESS)
     given = parser.parse_args()
-    given.only = [mode for mode in given.only.split(",") if mode in ("best", "default")]
+    given.limit = given.limit or (60 if given.quick else math.inf)
     if given.contender == "ours":
         print(json.dumps(ours(given.base, given.data, given.steps)))
     elif given.contender:
-        print(json.dumps(trl(given.base, given.data, given.steps, given.contender)))
+        print(json.dumps(trl(given.base, given.data, given.steps, given.contender, given.limit)))
     else:
         with tempfile.TemporaryDirectory() as aside:
             given.data = first_rows(given.data, Path(aside))

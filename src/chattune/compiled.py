@@ -31,12 +31,17 @@ _BUSY = threading.Lock()
 
 
 def compiled(**options: Any) -> Any:
-    """Numba's decorator, with the result kept on disk where there is a place for it."""
+    """Numba's decorator, with the result kept on disk where there is a place for it.
+
+    `fastmath=True` is for sums alone, in functions that write to no array: LLVM picks at each call,
+    by where arrays lie in memory, between vectors and one number at a time, and what it rearranges
+    then comes out otherwise.
+    """
 
     def compile_(function: Any) -> Any:
         place, before = _place(function.__code__.co_filename), numba.config.CACHE_DIR
         # Python's division looks for zeros, and so goes number by number.
-        how = {"fastmath": True, "nogil": True, "error_model": "numpy"} | options
+        how = {"nogil": True, "error_model": "numpy"} | options
         if place is None:
             return numba.njit(**how)(function)
         numba.config.CACHE_DIR = place
@@ -126,6 +131,16 @@ def narrow(_: Any, value: Any, like: Any) -> Any:
 
 
 @intrinsic
+def fma(_: Any, a: Any, b: Any, c: Any) -> Any:
+    """a b + c of fp32, rounded once."""
+
+    def build(_: Any, builder: Any, __: Any, given: Any) -> Any:
+        return builder.fma(*given)
+
+    return types.float32(types.float32, types.float32, types.float32), build
+
+
+@intrinsic
 def _power_of_two(_: Any, exponent: Any) -> Any:
     """2 to an int32 between -126 and 127, as fp32."""
 
@@ -145,7 +160,7 @@ def exp(x):
     f = (x - whole) * np.float32(0.69314718)
     series = np.float32(1 / 720)
     for n in (120, 24, 6, 2, 1, 1):
-        series = series * f + np.float32(1 / n)
+        series = fma(series, f, np.float32(1 / n))
     return series * _power_of_two(np.int32(whole))
 
 
@@ -155,7 +170,7 @@ def gelu_share(x):
 
     u is sqrt(2 / pi) (x + 0.044715 x^3).
     """
-    u = np.float32(1.5957691) * (x + np.float32(0.044715) * x * x * x)
+    u = x * fma(x * x, np.float32(0.07135481), np.float32(1.5957691))
     return np.float32(1) / (np.float32(1) + exp(-u))
 
 

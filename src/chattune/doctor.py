@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from chattune.base import STARTER, find_base
-from chattune.device import Device, find_device, host_memory, matmul_rate, read_rate
+from chattune.device import (
+    TRAINING_SHARE,
+    Device,
+    find_device,
+    host_memory,
+    matmul_rate,
+    read_rate,
+)
 from chattune.recipe import load_recipe, shipped
 
 # Layers, hidden width and vocabulary of the study's bases, which need not be on this machine.
@@ -17,9 +24,9 @@ _SHAPES = {
     "EleutherAI/gpt-neo-1.3B": (24, 2048, 50257),
 }
 _SUPERVISED = 0.5  # share of the tokens that the loss covers: about Guanaco's
-# What benchmarks/train.py and benchmarks/decode.py reached (docs/performance.md): in training a
-# share of the matrix rate; in decoding int8 a share of the reading rate, and a time for a layer.
-_TRAINING_SHARE, _DECODING_SHARE, _LAYER_S = 0.55, 0.75, 90e-6
+# What decoding in int8 reached (docs/performance.md): a share of the reading rate, and a time for a
+# layer.
+_READING_SHARE, _LAYER_S = 0.75, 90e-6
 
 _PACKAGES = ("chattune", "torch", "transformers", "trl", "peft", "datasets", "gradio")
 
@@ -62,9 +69,9 @@ def _expected(device: Device, flop_per_s: float, bytes_per_s: float) -> dict[str
         else:
             layers, hidden, vocabulary = _SHAPES[base]
         blocks, head = 12 * layers * hidden**2, vocabulary * hidden
-        training = flop_per_s * _TRAINING_SHARE / (4 * (blocks + _SUPERVISED * head))
+        training = flop_per_s * TRAINING_SHARE[device.bf16] / (4 * (blocks + _SUPERVISED * head))
         # A byte a weight.
-        replying = 1 / ((blocks + head) / (bytes_per_s * _DECODING_SHARE) + layers * _LAYER_S)
+        replying = 1 / ((blocks + head) / (bytes_per_s * _READING_SHARE) + layers * _LAYER_S)
         if device.kind != "cpu":
             expected[name] = f"training {training:,.0f}"
         else:

@@ -66,8 +66,11 @@ def model(folder: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-def engine(folder: Path, precision: Precision = "fp32", slots: int = 8) -> FastEngine:
-    return FastEngine(read_gpt_neo(find_base(str(folder)), None, precision), NEVER, slots=slots)
+def engine(
+    folder: Path, precision: Precision = "fp32", *, slots: int = 8, bf16: bool = True
+) -> FastEngine:
+    weights = read_gpt_neo(find_base(str(folder)), None, precision)
+    return FastEngine(weights, NEVER, slots=slots, bf16=bf16)
 
 
 def prompt(length: int, seed: int = 0) -> list[int]:
@@ -116,6 +119,28 @@ def test_alone_and_among_eight_give_the_same_tokens(folder: Path, precision: Pre
     for index, token in engine(folder, precision).generate(prompts, short):
         together[index].append(token)
     assert together == alone
+
+
+@pytest.mark.parametrize("bf16", [True, False], ids=["bf16", "no bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_logits_are_the_same_bits_again_and_among_others(
+    folder: Path, precision: Precision, bf16: bool
+) -> None:
+    """However many rows a step has, and wherever its arrays lie in memory."""
+    model = engine(folder, precision, bf16=bf16)._model
+    slots, tokens = list(range(8)), list(range(3, 11))
+    prompts = [prompt(20 + 7 * slot, seed=slot) for slot in slots]
+    lengths = [len(ids) for ids in prompts]
+    with torch.inference_mode():
+        first = [model.prefill(slot, prompts[slot], 0) for slot in slots]
+        whole = model.decode(slots, tokens, lengths)
+        in_the_way = []
+        for count in 6 * (1, 2, 3, 5, 8):
+            in_the_way.append(torch.empty(1 + 37 * len(in_the_way)))
+            rows = model.decode(slots[:count], tokens[:count], lengths[:count])
+            assert torch.equal(rows, whole[:count])
+            again = model.prefill(count - 1, prompts[count - 1], 0)
+            assert torch.equal(again, first[count - 1])
 
 
 def test_more_prompts_than_slots_with_settings_of_their_own(folder: Path) -> None:
@@ -171,6 +196,25 @@ def test_rounded_weights_keep_the_distribution(
     targets = torch.tensor(ids[1:])[:, None]
     nats = [float(-o.gather(1, targets).mean()) for o in (exact, rounded)]
     assert nats[1] - nats[0] == pytest.approx(0, abs=nats_bound)
+
+
+@pytest.mark.parametrize(
+    ("precision", "bf16"), [("bf16", True), ("int8", True), ("int8", False)], ids=str
+)
+def test_a_prompt_beside_rounded_weights_is_nearly_that_of_fp32(
+    precision: Precision, bf16: bool
+) -> None:
+    """With and without a machine that multiplies bf16 fast."""
+    base = find_base("starter")
+    ids = AutoTokenizer.from_pretrained(base.folder)(text_of("conversations")).input_ids
+    exact = FastEngine(read_gpt_neo(base, None, "fp32"), NEVER)._model
+    rounded = FastEngine(read_gpt_neo(base, None, precision), NEVER, bf16=bf16)._model
+    apart = []
+    with torch.inference_mode():
+        for length in (20, 40, 60, 80):
+            p, q = (m.prefill(0, ids[:length], 0).log_softmax(-1) for m in (exact, rounded))
+            apart.append(float((p.exp() * (p - q)).sum()))
+    assert 0 < max(apart) < 1e-2
 
 
 # --- slots and prefixes ------------------------------------------------------------------------
@@ -416,5 +460,6 @@ def test_a_run_in_int8_that_cannot_be_saved_is_talked_to(
 
     run = shutil.copytree(tiny_run.folder, tmp_path / "run")
     monkeypatch.setattr("chattune.models.gpt_neo_weights.save_file", full)
-    assert load_engine(run, quantize="int8").engine.generate([[5]], GREEDY)
+    chat = load_engine(run, quantize="int8")
+    assert len(list(chat.engine.generate([[5]], GREEDY.but(max_new_tokens=3)))) == 3
     assert not list(run.glob("int8*"))

@@ -22,7 +22,7 @@ class Engine(Protocol):
     ) -> Iterator[tuple[int, int]]:
         """Yield (index of prompt, token id) as tokens come, the end token included.
 
-        A reply is over with an end token or after `max_new_tokens`; closing the iterator stops
-        the work.
+        A reply is over with an end token, after `max_new_tokens` or at the model's last position;
+        closing the iterator stops the work.
         """
         ...

@@ -1,9 +1,9 @@
 """GPT-Neo's forward pass with a static cache, for decoding on a CPU.
 
 The residual stream and attention are in fp32, the matrices in what the weights were rounded to, the
-cache in bf16 if they were rounded at all. A prompt goes through PyTorch's operations, a token of a
-reply through our kernels, and so does the output layer. Local layers keep only their window, and
-room behind it.
+cache in bf16 if they were rounded at all. A prompt goes through PyTorch's operations (its matrices
+through whichever is faster), a token of a reply through our kernels, and so does the output layer.
+Local layers keep only their window, and room behind it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -46,7 +46,7 @@ class GptNeo:
         t = weights.tensors
         self._bf16 = bf16
         self._wte, self._wpe = t["wte"], t["wpe"]
-        self._head, self._mean = _scaled(t, "head"), t["head.mean"]
+        self._head, self._mean = _scaled(t, "head"), (t["head.mean"][None], torch.ones(1))
         self._ln_f = t["ln_f"], t["ln_f.bias"]
         self._heads, self._width = weights.heads, self._wte.shape[1]
         self._window, self._epsilon = weights.window, weights.epsilon
@@ -185,7 +185,7 @@ class GptNeo:
 
     def _logits(self, h: torch.Tensor) -> torch.Tensor:
         x = layer_norm(h, (self._width,), *self._ln_f, self._epsilon)
-        return kernels.multiply(x, *self._head).add_((x @ self._mean)[:, None])
+        return kernels.multiply(x, *self._head).add_(kernels.multiply(x, *self._mean))
 
 
 def _zeros(shape: tuple[int, ...], *, rounded: bool) -> torch.Tensor:

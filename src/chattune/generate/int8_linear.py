@@ -23,10 +23,12 @@ class Int8Linear(nn.Module):
         rounded, scale = to_int8(weight.float())
         bias = torch.zeros(len(weight)) if bias is None else bias.detach().float()
         self._affine: Affine = affine(rounded, scale, bias, bf16=bf16)
+        self._height = len(weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., in) -> (..., out), of x's dtype."""
-        return self._affine(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1).to(x.dtype)
+        out = self._affine(x.reshape(-1, x.shape[-1]))
+        return out.view(*x.shape[:-1], self._height).to(x.dtype)
 
 
 def quantized(model: "PreTrainedModel | PeftModel", *, bf16: bool) -> "PreTrainedModel":
@@ -37,11 +39,10 @@ def quantized(model: "PreTrainedModel | PeftModel", *, bf16: bool) -> "PreTraine
     whole: PreTrainedModel = (
         model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
     )
-    whole = whole.to(torch.bfloat16 if bf16 else torch.float32)
     for parent in list(whole.modules()):
         for name, child in parent.named_children():
             if type(child) in (nn.Linear, Conv1D):  # GPT-2's lies the other way round
                 weight = child.weight.detach()
                 weight = weight.T if type(child) is Conv1D else weight
                 setattr(parent, name, Int8Linear(weight, child.bias, bf16=bf16))
-    return whole
+    return whole.to(torch.bfloat16 if bf16 else torch.float32)

@@ -1,4 +1,4 @@
-"""Decoding on a CPU: a token through one block of GPT-Neo in a single call.
+"""GPT-Neo on a CPU: a token through one block in a single call, and linear layers for prompts.
 
 What a token costs is reading the weights once. PyTorch's operations for it, some twenty a layer,
 take longer than that in a small model, and its int8 kernel reads at half of the memory's rate.
@@ -19,6 +19,7 @@ from chattune.compiled import (
     call,
     compiled,
     exp,
+    fma,
     gelu_share,
     narrow,
     products,
@@ -49,9 +50,10 @@ def multiply(
 ) -> torch.Tensor:
     """x (rows, in) by weight (out, in) in int8, bf16 or fp32, times scale (out), plus bias (out).
 
-    Then its GELU if asked for, in fp32 (rows, out), or added to `onto`, which is changed. A row
-    comes out the same beside few others and beside many.
+    Then its GELU if asked for, in fp32 (rows, out), or added to `onto`, which is changed: in fp32,
+    row after row. A row comes out the same beside few others and beside many.
     """
+    assert onto is None or (onto.dtype == torch.float32 and onto.is_contiguous())
     out = torch.empty(len(x), len(weight)) if onto is None else onto
     bias = torch.zeros(len(weight)) if bias is None else bias
     given = map(as_array, (padded(x), weight, scale, bias))
@@ -78,22 +80,32 @@ def _as_it_is(x, weight):
 
 
 def _rounded(x, weight):
-    """To 16 bits, or a little less: so that no sum with int8 weights leaves 32."""
+    """To 16 bits, or a little less: so that no sum over _COLUMNS of int8 weights leaves 32."""
     found, scales = np.empty(x.shape, np.int16), np.empty(len(x), np.float32)
     for r in range(len(x)):
-        top = total = np.float32(0)
-        for k in range(x.shape[1]):
-            size = abs(x[r, k])
-            top = max(top, size)
-            total += size
-        scales[r] = max(top / np.float32(32767), total / _ROOM, np.float32(1e-30))
+        top = room = np.float32(0)
+        for k in range(0, x.shape[1], _COLUMNS):
+            size, total = _sizes(x[r, k : k + _COLUMNS])
+            top, room = max(top, size), max(room, total)
+        scales[r] = max(top / np.float32(32767), room / _ROOM, np.float32(1e-30))
         by = np.float32(1) / scales[r]
         for k in range(x.shape[1]):
             found[r, k] = np.int16(np.int32(np.floor(x[r, k] * by + np.float32(0.5))))
     return found, scales
 
 
-@compiled()
+@compiled(fastmath=True)
+def _sizes(x):
+    """The largest size of a number, and the sum of all of them."""
+    top = total = np.float32(0)
+    for k in range(len(x)):
+        size = abs(x[k])
+        top = max(top, size)
+        total += size
+    return top, total
+
+
+@compiled(fastmath=True)
 def _rest(weights, x):
     """What products() leaves out at the end of a row."""
     total = np.float32(0)
@@ -145,42 +157,53 @@ def _multiply(given, weight, scale, bias, gelu, add, out):
                 out[r, j] = value
 
 
+@compiled(fastmath=True)
+def _sum(x):
+    total = np.float32(0)
+    for k in range(len(x)):
+        total += x[k]
+    return total
+
+
+@compiled(fastmath=True)
+def _squares(x, mean):
+    total = np.float32(0)
+    for k in range(len(x)):
+        total += (x[k] - mean) ** 2
+    return total
+
+
 @compiled()
 def _layer_norm(h, weight, bias, epsilon):
     out = np.empty_like(h)
     width = h.shape[1]
     for r in range(len(h)):
-        mean = np.float32(0)
-        for k in range(width):
-            mean += h[r, k]
-        mean /= np.float32(width)
-        square = np.float32(0)
-        for k in range(width):
-            square += (h[r, k] - mean) ** 2
-        by = np.float32(1) / np.float32(math.sqrt(square / np.float32(width) + epsilon))
+        mean = _sum(h[r]) / np.float32(width)
+        variance = _squares(h[r], mean) / np.float32(width)
+        by = np.float32(1) / np.float32(math.sqrt(variance + epsilon))
         for k in range(width):
             out[r, k] = (h[r, k] - mean) * by * weight[k] + bias[k]
     return out
 
 
-@compiled()
-def _scores(query, keys, scores):
-    """The query by each of len(scores) rows of keys, four at a time: it is read once for them."""
-    fours = len(scores) - len(scores) % 4
-    for i in range(0, fours, 4):
-        a, b, c, d = keys[i], keys[i + 1], keys[i + 2], keys[i + 3]
-        s = t = u = v = np.float32(0)
-        for k in range(len(query)):
-            s += widen(a[k]) * query[k]
-            t += widen(b[k]) * query[k]
-            u += widen(c[k]) * query[k]
-            v += widen(d[k]) * query[k]
-        scores[i], scores[i + 1], scores[i + 2], scores[i + 3] = s, t, u, v
-    for i in range(fours, len(scores)):
-        s = np.float32(0)
-        for k in range(len(query)):
-            s += widen(keys[i, k]) * query[k]
-        scores[i] = s
+@compiled(fastmath=True)
+def _four_scores(query, a, b, c, d):
+    """The query by four keys: it is read once for them."""
+    s = t = u = v = np.float32(0)
+    for k in range(len(query)):
+        s += widen(a[k]) * query[k]
+        t += widen(b[k]) * query[k]
+        u += widen(c[k]) * query[k]
+        v += widen(d[k]) * query[k]
+    return s, t, u, v
+
+
+@compiled(fastmath=True)
+def _score(query, key):
+    s = np.float32(0)
+    for k in range(len(query)):
+        s += widen(key[k]) * query[k]
+    return s
 
 
 @compiled(parallel=True)
@@ -195,25 +218,27 @@ def _attend(qkv, keys, values, slots, lows, ends, out):
             key[k] = narrow(qkv[r, (heads + head) * size + k], key[k])
             value[k] = narrow(qkv[r, (2 * heads + head) * size + k], value[k])
         scores = np.empty(end + 1 - low, np.float32)
-        _scores(qkv[r, head * size : (head + 1) * size], keys[slot, head, low : end + 1], scores)
-        top = scores[0]
-        for i in range(1, len(scores)):
-            top = max(top, scores[i])
-        total = np.float32(0)
+        fours = len(scores) - len(scores) % 4
+        query, near = qkv[r, head * size : (head + 1) * size], keys[slot, head, low : end + 1]
+        for i in range(0, fours, 4):
+            four = _four_scores(query, near[i], near[i + 1], near[i + 2], near[i + 3])
+            scores[i], scores[i + 1], scores[i + 2], scores[i + 3] = four
+        for i in range(fours, len(scores)):
+            scores[i] = _score(query, near[i])
+        top = scores.max()
         for i in range(len(scores)):
             scores[i] = exp(scores[i] - top)
-            total += scores[i]
+        total = _sum(scores)
         mixed, far = np.zeros(size, np.float32), values[slot, head, low : end + 1]
-        fours = len(scores) - len(scores) % 4
         for i in range(0, fours, 4):
             a, b, c, d = scores[i], scores[i + 1], scores[i + 2], scores[i + 3]
             v, w, x, y = far[i], far[i + 1], far[i + 2], far[i + 3]
             for k in range(size):
-                here = a * widen(v[k]) + b * widen(w[k]) + c * widen(x[k]) + d * widen(y[k])
-                mixed[k] += here
+                here = fma(a, widen(v[k]), fma(b, widen(w[k]), mixed[k]))
+                mixed[k] = fma(c, widen(x[k]), fma(d, widen(y[k]), here))
         for i in range(fours, len(scores)):
             for k in range(size):
-                mixed[k] += scores[i] * widen(far[i, k])
+                mixed[k] = fma(scores[i], widen(far[i, k]), mixed[k])
         for k in range(size):
             out[r, head * size + k] = mixed[k] / total
 
@@ -242,7 +267,7 @@ def block(
     _multiply(inner, proj, proj_scale, proj_bias, False, True, h)
 
 
-@compiled(fastmath=False)  # banned tokens are infinitely low
+@compiled()
 def highest(logits, scores, ids):
     """Put the highest logits into `scores` and `ids`, best first; of equal ones the earlier first.
 

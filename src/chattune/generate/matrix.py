@@ -18,7 +18,7 @@ Affine = Callable[..., torch.Tensor]
 def affine(
     weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, *, bf16: bool = True
 ) -> Affine:
-    """Of weight (out, in) in int8, bf16 or fp32, each row times its scale (out), and bias (out).
+    """Of weight (out, in) in int8, bf16 or fp32; bias and scale are (out), scale not ones for int8.
 
     `bf16` says whether the machine multiplies many rows fast in bf16, which int8 weights are turned
     into then. If not, our kernel takes any number of rows beside int8, rounded to 16 bits.

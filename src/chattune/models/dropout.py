@@ -1,6 +1,6 @@
-"""Dropout in one pass over memory: what is dropped follows from a seed, so no mask is kept.
+"""Dropout in one pass over memory: on a CPU what falls follows from a seed, so no mask is kept.
 
-On a CPU PyTorch's takes forty times as long.
+PyTorch's takes forty times as long there.
 """
 
 from typing import Any
@@ -16,20 +16,33 @@ from chattune.compiled import as_array, call, compiled
 _TOGETHER = 4096  # numbers that a thread takes at once
 
 
-def dropped(x: torch.Tensor, p: float, seed: int) -> torch.Tensor:
+def drawn(x: torch.Tensor, p: float) -> torch.Tensor:
+    """What decides which numbers of x, or of another like it, fall: a 62-bit seed, or a mask.
+
+    Drawn from the CPU's generator on every device: one state to restore.
+    """
+    seed = torch.randint(2**62, ()) if p else torch.tensor(0)
+    if not p or (x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)):
+        return seed
+    generator = torch.Generator(x.device).manual_seed(int(seed))
+    stays = torch.empty(x.shape, dtype=torch.bool, device=x.device)
+    return stays.bernoulli_(1 - p, generator=generator)
+
+
+def dropped(x: torch.Tensor, p: float, which: torch.Tensor) -> torch.Tensor:
     """x with each of its numbers zeroed with probability `p`, the rest as they are.
 
-    Of any shape. The same 62-bit `seed` zeroes the same places of another tensor of as many.
+    Of any shape; `which` is drawn(). The same zeroes the same places of another tensor of as many.
     """
     if not p:
         return x
-    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16):
-        generator = torch.Generator(x.device).manual_seed(seed)
-        kept = torch.empty_like(x, dtype=torch.bool).bernoulli_(1 - p, generator=generator)
-        return x * kept
+    if which.dtype == torch.bool:
+        return torch.where(which, x, 0.0)
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     arrays = (as_array(tensor.detach()).reshape(-1) for tensor in (x, out))
-    spread = seed * 0x9E3779B97F4A7C15 % 2**64  # neighbouring seeds are to differ in both halves
+    spread = (
+        int(which) * 0x9E3779B97F4A7C15 % 2**64
+    )  # neighbouring seeds are to differ in both halves
     call(_drop, *arrays, spread % 2**32, spread // 2**32, round(p * 2**31))
     return out
 

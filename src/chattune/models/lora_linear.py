@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
-from chattune.models.dropout import dropped
+from chattune.models.dropout import drawn, dropped
 
 
 def speed_up_lora(model: nn.Module) -> None:
@@ -64,27 +64,27 @@ class _LoraLinear(torch.autograd.Function):
         p: float,
     ) -> torch.Tensor:
         rows = x.flatten(0, -2)
-        seed = int(torch.randint(2**62, ())) if p else 0
+        which = drawn(rows, p)
         a = (a / (1 - p)).to(x.dtype)  # dropout's scale, here where it is cheap
-        down = dropped(rows, p, seed) @ a.t()
+        down = dropped(rows, p, which) @ a.t()
         result = linear(rows, weight, bias)
         result.addmm_(down, b.to(x.dtype).t(), alpha=scaling)
-        ctx.save_for_backward(rows, weight, a, b, down)
-        ctx.scaling, ctx.p, ctx.seed, ctx.shape = scaling, p, seed, x.shape
+        ctx.save_for_backward(rows, weight, a, b, down, which)
+        ctx.scaling, ctx.p, ctx.shape = scaling, p, x.shape
         return result.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        rows, weight, a, b, down = ctx.saved_tensors
-        grad, p, seed = grad.flatten(0, -2), ctx.p, ctx.seed
+        rows, weight, a, b, down, which = ctx.saved_tensors
+        grad, p = grad.flatten(0, -2), ctx.p
         d_down = (grad @ b.to(grad.dtype)).mul_(ctx.scaling)
         d_b = (grad.t() @ down).to(b.dtype).mul_(ctx.scaling)
-        d_a = (d_down.t() @ dropped(rows, p, seed)).to(b.dtype).div_(1 - p)
+        d_a = (d_down.t() @ dropped(rows, p, which)).to(b.dtype).div_(1 - p)
         d_x = None
         if ctx.needs_input_grad[0]:
             d_x = grad @ weight
             if p:
-                d_x += dropped(d_down @ a, p, seed)
+                d_x += dropped(d_down @ a, p, which)
             else:
                 d_x.addmm_(d_down, a)
             d_x = d_x.view(ctx.shape)

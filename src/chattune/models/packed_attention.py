@@ -136,6 +136,12 @@ def _band(
     return torch.where(seen, 0.0, float("-inf")).to(device)
 
 
+@functools.lru_cache(maxsize=8)  # every layer asks for the same, and the copy waits for the GPU
+def _edges(lengths: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """Where conversations begin, and where the last one ends."""
+    return torch.tensor([0, *lengths]).cumsum(0).to(device, torch.int32)
+
+
 def _varlen(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -148,7 +154,7 @@ def _varlen(
     """FlashAttention over a pack on CUDA (torch >= 2.12); half precision only."""
     from torch.nn.attention.varlen import varlen_attn
 
-    edges = torch.tensor([0, *lengths]).cumsum(0).to(query.device, torch.int32)
+    edges = _edges(tuple(lengths), query.device)
     q, k, v = (x.view(len(x), heads, -1) for x in (query, key, value))
     out = varlen_attn(
         q,

@@ -55,6 +55,8 @@ def _each_as_if_alone(model: "PreTrainedModel") -> bool:
     positions = positions_of(lengths, model.device)
     try:
         packed, other = (_hidden(model, row[None], positions) for row in ids)
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, TypeError, ValueError):  # no such argument, or no such kernel
         return False
     alone = torch.cat(

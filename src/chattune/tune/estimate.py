@@ -3,15 +3,13 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from chattune.device import Device, matmul_rate
+from chattune.device import TRAINING_SHARE, Device, matmul_rate
 from chattune.models.lora import linear_modules
 from chattune.recipe import Recipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Share of the machine's matrix rate that a step reaches (benchmarks/train.py).
-_EFFICIENCY = {False: 0.7, True: 0.55}
 # Values kept for the backward pass, per token, layer and hidden unit: inputs of the norms, of the
 # adapted modules and of the GELU, and what an allocator loses; per token, head and key: a
 # probability.
@@ -62,7 +60,7 @@ def estimate(
     # The output layer only where a token is supervised.
     flop = (6 if checkpointing else 4) * (parameters - embedding + supervised * embedding)
     tokens = steps * recipe.training.batch_size * recipe.training.accumulation * tokens_a_row
-    seconds = tokens * flop / (matmul_rate(device.bf16) * _EFFICIENCY[device.bf16])
+    seconds = tokens * flop / (matmul_rate(device.bf16) * TRAINING_SHARE[device.bf16])
     needed = fixed + max(budget, recipe.data.max_length) * a_token
     return Estimate(parameters, trainable, int(needed), budget, checkpointing, seconds)
 

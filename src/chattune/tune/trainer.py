@@ -245,10 +245,10 @@ class _Trainer(SFTTrainer):  # type: ignore[misc]  # trl is untyped
             torch.random.set_rng_state(random[0])
             if random[1] is not None:
                 torch.cuda.set_rng_state(random[1])
-            self._token_budget //= 2
+            self._token_budget = min(self._token_budget, sum(inputs["lengths"])) // 2
             log.warning("out of memory: going on in packs of %d tokens", self._token_budget)
-            if self.args.device.type == "cuda":
-                torch.cuda.empty_cache()
+            if self.args.device.type != "cpu":
+                torch.accelerator.empty_cache()
 
     def _gpu_random_state(self) -> torch.Tensor | None:
         return torch.cuda.get_rng_state() if self.args.device.type == "cuda" else None
@@ -284,8 +284,9 @@ class _Trainer(SFTTrainer):  # type: ignore[misc]  # trl is untyped
 
 
 def _out_of_memory(error: RuntimeError) -> bool:
-    """CUDA has a class for it, the CPU's allocator a sentence."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """CUDA has a class for it; MPS, cuBLAS and the CPU's allocator have sentences."""
+    said = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in said)
 
 
 class _Journal(TrainerCallback):  # type: ignore[misc]  # transformers' callbacks are untyped
@@ -296,18 +297,23 @@ class _Journal(TrainerCallback):  # type: ignore[misc]  # transformers' callback
     ) -> None:
         self._file = folder / METRICS
         self._watcher, self._interruption, self._meter = watcher, interruption, meter
+        # A step's time goes from the end of the one before, but for validating and saving.
+        self._since: float | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._keep_lines_until(state.global_step)
+        self._since = None
         self._watcher.begin(state.global_step, state.max_steps)
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
-        self._started = time.perf_counter()
+        self._since = self._since or time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if args.device.type == "cuda":
-            torch.cuda.synchronize()
-        spent = time.perf_counter() - self._started
+        if args.device.type != "cpu":
+            torch.accelerator.synchronize()
+        now = time.perf_counter()
+        assert self._since is not None  # the step has begun
+        spent, self._since = now - self._since, now
         self._meter.seconds += spent
         self._meter.tokens += self._meter.step_tokens
         self._rate = self._meter.step_tokens / spent
@@ -335,7 +341,11 @@ class _Journal(TrainerCallback):  # type: ignore[misc]  # transformers' callback
         with self._file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
+    def on_evaluate(self, *_: Any, **__: Any) -> None:
+        self._since = None
+
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._since = None
         (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
