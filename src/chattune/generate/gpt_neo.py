@@ -98,7 +98,7 @@ class GptNeo:
         """Put tokens into a slot from position `start` on; fp32 logits (vocabulary) of the last."""
         for i in range(0, len(tokens), _CHUNK):
             h = self._prefill(slot, tokens[i : i + _CHUNK], start + i)
-        return self._logits(h[-1:])[0]
+        return self._logits(h)[0]
 
     def decode(
         self, slots: Sequence[int], tokens: Sequence[int], lengths: Sequence[int]
@@ -117,6 +117,7 @@ class GptNeo:
         return self._logits(h[: len(slots)])
 
     def _prefill(self, slot: int, tokens: Sequence[int], start: int) -> torch.Tensor:
+        """The last token's hidden state (1, width): the last layer computes no other's."""
         count, stop = len(tokens), start + len(tokens)
         self._make_room(slot, start, count)
         h = self._embed(tokens, range(start, stop))
@@ -125,7 +126,9 @@ class GptNeo:
             first = self._start[slot] if layer.local else 0
             layer.keys[slot, :, start - first : stop - first] = k.transpose(0, 1)
             layer.values[slot, :, start - first : stop - first] = v.transpose(0, 1)
-            h = self._finish(layer, h, self._attend(layer, slot, q, start))
+            if layer is self._layers[-1]:
+                q, h = q[-1:], h[-1:]
+            h = self._finish(layer, h, self._attend(layer, slot, q, stop - len(q)))
         return h
 
     def _make_room(self, slot: int, length: int, count: int) -> None:
