@@ -268,6 +268,15 @@ def block(
 
 
 @compiled()
+def odds(scores, top, by, out):
+    """e to the (scores - top) by; nothing where it is too small for fp32, or the score infinite."""
+    for i in range(len(scores)):
+        x = (scores[i] - top) * by
+        value = exp(x)
+        out[i] = value if x > np.float32(-87) else np.float32(0)
+
+
+@compiled()
 def highest(logits, scores, ids):
     """Put the highest logits into `scores` and `ids`, best first; of equal ones the earlier first.
 

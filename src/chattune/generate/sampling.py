@@ -57,7 +57,7 @@ def candidates(logits: Floats, decoding: Decoding) -> tuple[Ids, Floats]:
     The odds, in fp64, sum to one; with all filters off the ids are the whole vocabulary, in order.
     """
     scores, ids, mass = _likeliest(logits, decoding)
-    odds = _odds(scores, decoding, mass)
+    odds = _odds(scores, decoding) / mass
     if decoding.top_p < 1:
         before = odds.cumsum() - odds
         odds = odds[: max(1, int((before < decoding.top_p).sum()))]
@@ -67,37 +67,33 @@ def candidates(logits: Floats, decoding: Decoding) -> tuple[Ids, Floats]:
 
 
 def _likeliest(logits: Floats, decoding: Decoding) -> tuple[Floats, Ids, float]:
-    """Scores and ids of all that may be kept, best first, and the log of the mass they count in."""
+    """Scores and ids of all that may be kept, best first, and what their odds are shares of."""
     size, k = len(logits), decoding.top_k
     if 0 < k < size:
         scores, ids = _top(logits, min(size, 2 * k))
         if scores[-1] == scores[k - 1]:  # transformers keeps all ties of the last
             scores, ids = _sorted(logits, (logits >= scores[k - 1]).nonzero()[0])
         kept = int((scores >= scores[k - 1]).sum())
-        return scores[:kept], ids[:kept], _mass(scores[:kept], decoding)
-    mass = _mass(logits, decoding)
+        return scores[:kept], ids[:kept], _odds(scores[:kept], decoding).sum()
+    mass = _odds(logits, decoding).sum()
     everything = np.arange(size)
     if decoding.top_p == 1 and decoding.min_p == 0:
         return logits, everything, mass
     for count in (_FEW, _MANY):
         if size > count:
             scores, ids = _top(logits, count)
-            odds = _odds(scores, decoding, mass)
+            odds = _odds(scores, decoding) / mass
             if odds.sum() >= decoding.top_p or odds[-1] < decoding.min_p * odds[0]:
                 return scores, ids, mass
     return *_sorted(logits, everything), mass
 
 
-def _odds(scores: Floats, decoding: Decoding, mass: float) -> Floats:
-    odds: Floats = np.exp(scores.astype(np.float64) / decoding.temperature - mass)
-    return odds
-
-
-def _mass(scores: Floats, decoding: Decoding) -> float:
-    """The log of the sum of e to the scores over the temperature."""
-    warm = scores.astype(np.float64) / decoding.temperature
-    top = warm.max()
-    return float(top + np.log(np.exp(warm - top).sum()))
+def _odds(scores: Floats, decoding: Decoding) -> Floats:
+    """Beside the best of them: e to the scores over the temperature."""
+    found = np.empty(len(scores), np.float32)
+    scores = np.ascontiguousarray(scores, np.float32)
+    kernels.odds(scores, scores.max(), np.float32(1 / decoding.temperature), found)
+    return found.astype(np.float64)
 
 
 def _sorted(logits: Floats, ids: Ids) -> tuple[Floats, Ids]:
