@@ -261,13 +261,13 @@ def test_a_damaged_base_leaves_no_folder_behind(
 
 
 def test_early_stopping_and_best_adapter(tiny_base: Path, tmp_path: Path) -> None:
-    """A rate that wrecks the model: the first validation stays the best, and is what is kept."""
+    """A rate that wrecks the model: once a validation is worse, the best is what is kept."""
     data = write_talk(
         tmp_path / "talk.jsonl", [(f"{q} ({i})", a) for i in range(8) for q, a in TALK]
     )
     wild = recipe(
-        tiny_base, data, data__validation=0.25, training__steps=40, training__patience=2,
-        training__learning_rate=3.0, training__evaluate_every=1, training__warmup_ratio=0,
+        tiny_base, data, data__validation=0.25, training__steps=40, training__patience=1,
+        training__learning_rate=1.0, training__evaluate_every=1, training__warmup_ratio=0,
     )  # fmt: skip
     result = tune(wild, tmp_path / "run").facts["result"]
     losses = [m["validation_loss"] for m in metrics(tmp_path / "run") if "validation_loss" in m]
@@ -445,8 +445,8 @@ def test_patience_is_counted_on_over_a_stop(tiny_base: Path, tmp_path: Path) -> 
 
     data = write_talk(tmp_path / "t.jsonl", [(f"{q} ({i})", a) for i in range(8) for q, a in TALK])
     wild = recipe(
-        tiny_base, data, data__validation=0.25, training__steps=40, training__patience=2,
-        training__learning_rate=3.0, training__evaluate_every=1, training__warmup_ratio=0,
+        tiny_base, data, data__validation=0.25, training__steps=40, training__patience=1,
+        training__learning_rate=1.0, training__evaluate_every=1, training__warmup_ratio=0,
     )  # fmt: skip
     whole = tune(wild, tmp_path / "whole")
     with pytest.raises(Interrupted):

@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 # Values kept for the backward pass, per token, layer and hidden unit: inputs of the norms, of the
-# adapted modules and of the GELU, and what an allocator loses; per token, head and key: a
-# probability.
-_VALUES_A_UNIT = 24
+# adapted modules and of the GELU (GPT-Neo: 10; a gated layer more), and what an allocator loses; per
+# token, head and key: a probability.
+_VALUES_A_UNIT = 16
 _ROOM = 0.8  # share of the memory that a run may take
 # Tokens in a pack: beyond it nothing is gained, for the matrices are large enough.
-_ENOUGH = {"cpu": 768, "mps": 4096, "cuda": 16384}
+_ENOUGH = {"cpu": 640, "mps": 4096, "cuda": 16384}
 
 
 @dataclass(frozen=True)
