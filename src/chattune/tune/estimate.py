@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 # Values kept for the backward pass, per token, layer and hidden unit: inputs of the norms, of the
-# adapted modules and of the GELU (GPT-Neo: 10; a gated layer more), and what an allocator loses; per
-# token, head and key: a probability.
+# adapted modules and of the GELU (GPT-Neo: 10; gated layers more), and what an allocator loses;
+# per token, head and key: a probability.
 _VALUES_A_UNIT = 16
 _ROOM = 0.8  # share of the memory that a run may take
 # Tokens in a pack: beyond it nothing is gained, for the matrices are large enough.
