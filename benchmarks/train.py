@@ -146,19 +146,20 @@ def trl(base: str, data: str, steps: int, mode: str, limit: float) -> dict[str, 
         model=model, args=config, train_dataset=prepared.train, processing_class=tokenizer,
         peft_config=lora,
     )  # fmt: skip
-    seen = {"tokens": 0.0, "supervised": 0.0, "passes": 0.0}
+    seen: dict[str, Any] = {"tokens": 0, "supervised": 0, "passes": 0}
     marks: list[dict[str, float]] = []  # what was seen after the first pass, and at the end
     compute = trainer.compute_loss
 
     def counted(model: Any, inputs: dict[str, Any], *rest: Any, **more: Any) -> Any:
-        seen["tokens"] += int(inputs["attention_mask"].sum())
-        seen["supervised"] += int((inputs["labels"] != -100).sum())
+        seen["tokens"] += inputs["attention_mask"].sum()  # a number only at the end: no wait
+        seen["supervised"] += (inputs["labels"] != -100).sum()
         seen["passes"] += 1
         return compute(model, inputs, *rest, **more)
 
     def mark() -> None:
         ceiling.wait()
-        marks.append(seen | {"seconds": time.perf_counter()})
+        now = time.perf_counter()
+        marks.append({name: float(count) for name, count in seen.items()} | {"seconds": now})
 
     class Clock(TrainerCallback):
         def on_substep_end(self, *_: Any, **__: Any) -> None:

@@ -40,9 +40,8 @@ def dropped(x: torch.Tensor, p: float, which: torch.Tensor) -> torch.Tensor:
         return torch.where(which, x, 0.0)
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     arrays = (as_array(tensor.detach()).reshape(-1) for tensor in (x, out))
-    spread = (
-        int(which) * 0x9E3779B97F4A7C15 % 2**64
-    )  # neighbouring seeds are to differ in both halves
+    # Neighbouring seeds are to differ in both halves.
+    spread = int(which) * 0x9E3779B97F4A7C15 % 2**64
     call(_drop, *arrays, spread % 2**32, spread // 2**32, round(p * 2**31))
     return out
 

@@ -302,7 +302,6 @@ class _Journal(TrainerCallback):  # type: ignore[misc]  # transformers' callback
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._keep_lines_until(state.global_step)
-        self._since = None
         self._watcher.begin(state.global_step, state.max_steps)
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
