@@ -46,7 +46,7 @@ class GptNeo:
         t = weights.tensors
         self._bf16 = bf16
         self._wte, self._wpe = t["wte"], t["wpe"]
-        self._head, self._mean = _scaled(t, "head"), (t["head.mean"][None], torch.ones(1))
+        self._head, self._mean = _scaled(t, "head"), t["head.mean"]
         self._ln_f = t["ln_f"], t["ln_f.bias"]
         self._heads, self._width = weights.heads, self._wte.shape[1]
         self._window, self._epsilon = weights.window, weights.epsilon
@@ -188,7 +188,9 @@ class GptNeo:
 
     def _logits(self, h: torch.Tensor) -> torch.Tensor:
         x = layer_norm(h, (self._width,), *self._ln_f, self._epsilon)
-        return kernels.multiply(x, *self._head).add_(kernels.multiply(x, *self._mean))
+        logits = kernels.multiply(x, *self._head)
+        kernels.add_products(*map(as_array, (x, self._mean, logits)))
+        return logits
 
 
 def _zeros(shape: tuple[int, ...], *, rounded: bool) -> torch.Tensor:

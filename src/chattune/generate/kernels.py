@@ -57,7 +57,7 @@ def multiply(
     out = torch.empty(len(x), len(weight)) if onto is None else onto
     bias = torch.zeros(len(weight)) if bias is None else bias
     given = map(as_array, (padded(x), weight, scale, bias))
-    call(_multiply, *given, gelu, onto is not None, as_array(out))
+    call(_multiply, *given, int(gelu), int(onto is not None), as_array(out))
     return out
 
 
@@ -118,7 +118,8 @@ def _rest(weights, x):
 def _multiply(given, weight, scale, bias, gelu, add, out):
     """x weight' scale + bias, (rows, out), its GELU if asked for, to `out` or added to it.
 
-    For the rows of `given`, which is x, see padded(); `out` may end before the last of them.
+    For the rows of `given`, which is x, see padded(); `out` may end before the last of them. `gelu`
+    and `add` are np.int64 of 0 or 1: Numba would compile all this again for each constant.
     """
     x, scales = _taken(given, weight)
     rows, height, width = len(x), len(weight), x.shape[1]
@@ -255,16 +256,26 @@ def block(
     `h` there may be more rows than slots, see padded().
     """
     rows, width = h.shape
+    no, yes = np.int64(0), np.int64(1)
     projected = np.empty((rows, 3 * width), np.float32)
     mixed = np.zeros((rows, width), np.float32)
     inner = np.empty((rows, len(fc)), np.float32)
     x = _layer_norm(h, ln_1, ln_1_bias, epsilon)
-    _multiply(x, qkv, qkv_scale, qkv_bias, False, False, projected)
+    _multiply(x, qkv, qkv_scale, qkv_bias, no, no, projected)
     _attend(projected, keys, values, slots, lows, ends, mixed)
-    _multiply(mixed, out, out_scale, out_bias, False, True, h)
+    _multiply(mixed, out, out_scale, out_bias, no, yes, h)
     x = _layer_norm(h, ln_2, ln_2_bias, epsilon)
-    _multiply(x, fc, fc_scale, fc_bias, True, False, inner)
-    _multiply(inner, proj, proj_scale, proj_bias, False, True, h)
+    _multiply(x, fc, fc_scale, fc_bias, yes, no, inner)
+    _multiply(inner, proj, proj_scale, proj_bias, no, yes, h)
+
+
+@compiled()
+def add_products(x, vector, out):
+    """Add to each row of `out` the inner product of that row of x (rows, width) with a vector."""
+    for r in range(len(x)):
+        product = _score(x[r], vector)
+        for j in range(out.shape[1]):
+            out[r, j] += product
 
 
 @compiled()
