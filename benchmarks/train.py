@@ -49,7 +49,7 @@ def ours(base: str, data: str, steps: int) -> dict[str, Any]:
     import chattune
     from chattune.data import prepare
     from chattune.device import find_device
-    from chattune.tune import trainer
+    from chattune.tuning import trainer
 
     chosen = recipe(base, data, steps + 1)
     started = time.perf_counter()

@@ -99,7 +99,7 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_run(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> "Run":
     """The tiny base tuned for three steps."""
     from chattune.recipe import load_recipe
-    from chattune.tune import tune
+    from chattune.tuning import tune
 
     folder = tmp_path_factory.mktemp("tiny-run")
     recipe = load_recipe(

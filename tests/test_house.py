@@ -27,7 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "generate": {"compiled", "models"},
     "starter": set(),
     "doctor": set(),
-    "tune": {"data", "models", "generate"},
+    "tuning": {"data", "models", "generate"},
     "chat": {"models", "generate"},
     "evaluate": {"chat", "generate"},
     "serve": {"chat", "generate"},
@@ -43,7 +43,7 @@ VERBS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-define
 
 
 def part_of(module: str) -> str:
-    """The stage or core file that a path such as `tune/loss.py` belongs to."""
+    """The stage or core file that a path such as `tuning/loss.py` belongs to."""
     return module.split("/")[0].removesuffix(".py")
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from chattune.models.export import export
     from chattune.recipe import Recipe, load_recipe
     from chattune.run import Run
-    from chattune.tune import tune
+    from chattune.tuning import tune
 
 _HOMES = {
     "Chatbot": "chattune.chat",
@@ -29,7 +29,7 @@ _HOMES = {
     "export": "chattune.models.export",
     "load_recipe": "chattune.recipe",
     "prepare": "chattune.data",
-    "tune": "chattune.tune",
+    "tune": "chattune.tuning",
 }
 __all__ = [
     "Chatbot",

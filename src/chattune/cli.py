@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from chattune.recipe import Recipe
     from chattune.run import Run
-    from chattune.tune import Plan
+    from chattune.tuning import Plan
 
 app = typer.Typer(
     add_completion=False,
@@ -116,7 +116,7 @@ def tune(
 
     Ctrl-C finishes the step, saves and stops; --resume goes on from there.
     """
-    from chattune.tune import plan
+    from chattune.tuning import plan
 
     chosen = _recipe(recipe, data, base, settings, skip_bad_rows)
     folder = output or Path("runs") / Path(recipe).stem
@@ -221,8 +221,8 @@ def quickstart(
     from chattune.models import load
     from chattune.run import MANIFEST, Run
     from chattune.starter import QUESTIONS
-    from chattune.tune import plan
-    from chattune.tune.samples import sample_replies
+    from chattune.tuning import plan
+    from chattune.tuning.samples import sample_replies
 
     chosen = _recipe("starter", None, None, None, False)
     if dry_run:
@@ -288,8 +288,8 @@ def _recipe(
 
 
 def _tune(recipe: "Recipe", folder: Path, *, resume: bool) -> "Run":
-    from chattune.tune import tune as tune_model
-    from chattune.tune.progress import Bar
+    from chattune.tuning import tune as tune_model
+    from chattune.tuning.progress import Bar
 
     try:
         return tune_model(recipe, folder, resume=resume, watcher=Bar(_console(stderr=True)))

@@ -29,7 +29,7 @@ from transformers import GPTNeoConfig, GPTNeoForCausalLM, PreTrainedTokenizerFas
 from bits import bits_per_byte
 from chattune.device import find_device
 from chattune.models.gpt_neo import speed_up
-from chattune.tune.loss import summed_cross_entropy
+from chattune.tuning.loss import summed_cross_entropy
 from corpus import END, documents, encode, parquet_files, train_tokenizer, windows
 
 SHORT, LONG = 256, 512

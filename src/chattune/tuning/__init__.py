@@ -4,10 +4,8 @@ import gc
 import importlib.metadata
 import logging
 import platform
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from chattune import run as runs
@@ -24,16 +22,16 @@ from chattune.models.verify import logits_of, verify_run
 from chattune.recipe import Recipe
 from chattune.run import Run
 from chattune.template import Template
-from chattune.tune.checkpoint import latest_checkpoint, step_of
-from chattune.tune.estimate import Estimate, estimate
-from chattune.tune.progress import Unwatched, Watcher
+from chattune.tuning.checkpoint import latest_checkpoint, step_of
+from chattune.tuning.estimate import Estimate, estimate
+from chattune.tuning.progress import Unwatched, Watcher
 
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
     from transformers import GenerationConfig
 
-    from chattune.tune.trainer import Result
+    from chattune.tuning.trainer import Result
 
 __all__ = ["Plan", "plan", "tune"]
 
@@ -82,7 +80,7 @@ def plan(recipe: Recipe) -> Plan:
 
     Raises BaseError, DataError or RecipeError.
     """
-    from chattune.tune.trainer import total_steps
+    from chattune.tuning.trainer import total_steps
 
     base = find_base(recipe.base)
     decoding = Decoding.of(base.folder).but(max_new_tokens=_SAMPLE_TOKENS)
@@ -119,7 +117,7 @@ def tune(
     """
     import torch
 
-    from chattune.tune.trainer import train
+    from chattune.tuning.trainer import train
 
     folder = Path(output)
     if resume:
@@ -159,8 +157,8 @@ def tune(
 
 def _save(folder: Path, ready: Plan, model: "PeftModel") -> tuple[list[int], "torch.Tensor"]:
     """Write adapter, tokenizer, samples and plot; a prompt and the model's logits for it."""
-    from chattune.tune.plot import loss_plot
-    from chattune.tune.samples import sample_replies
+    from chattune.tuning.plot import loss_plot
+    from chattune.tuning.samples import sample_replies
 
     template = ready.prepared.template
     model.eval()
@@ -293,15 +291,3 @@ def _nothing_left(folder: Path, recipe: Recipe, steps: int) -> Run | None:
         return None  # with the same recipe it was stopped early, by its patience
     log.info("%s is finished", folder)
     return Run.open(folder)
-
-
-class _Verb(ModuleType):
-    """This stage is called as its verb: `chattune.tune(recipe, folder)` is the function before the
-    stage was imported, and this module, which Python then binds to the same name, after.
-    """
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Run:
-        return tune(*args, **kwargs)
-
-
-sys.modules[__name__].__class__ = _Verb

@@ -15,8 +15,8 @@ from transformers import (
 )
 
 from chattune.models.packing import prepare_packing
-from chattune.tune.batches import collate, packs
-from chattune.tune.loss import _CHUNK_BYTES, SupervisedLoss, summed_cross_entropy
+from chattune.tuning.batches import collate, packs
+from chattune.tuning.loss import _CHUNK_BYTES, SupervisedLoss, summed_cross_entropy
 
 LENGTHS = [12, 1, 9]
 

@@ -7,7 +7,7 @@ import pytest
 
 from chattune.recipe import load_recipe
 from chattune.run import Run
-from chattune.tune import tune
+from chattune.tuning import tune
 from conftest import SHARED
 
 
@@ -37,7 +37,7 @@ def test_the_studys_recipe_trains_two_steps_and_resumes(
     import torch
 
     torch.set_num_threads(os.cpu_count() or 1)  # unlike the tiny models
-    monkeypatch.setattr("chattune.tune._SAMPLE_TOKENS", 4)
+    monkeypatch.setattr("chattune.tuning._SAMPLE_TOKENS", 4)
     changes = {
         "base": str(gpt_neo_125m),
         "data.source": str(SHARED / "guanaco.jsonl"),

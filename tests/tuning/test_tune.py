@@ -21,9 +21,9 @@ from chattune.models import load
 from chattune.models.lora import add_lora
 from chattune.recipe import LoraRecipe, Recipe
 from chattune.run import Run
-from chattune.tune import plan, tune
-from chattune.tune.progress import Unwatched
-from chattune.tune.samples import sample_replies
+from chattune.tuning import plan, tune
+from chattune.tuning.progress import Unwatched
+from chattune.tuning.samples import sample_replies
 from conftest import TALK, Outcome, write_talk
 
 
@@ -35,9 +35,9 @@ def in_fp32() -> Device:
 @pytest.fixture(autouse=True)
 def _quick_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """No long samples and no reloading in a fresh process: test_export and the fixture do both."""
-    monkeypatch.setattr("chattune.tune.verify_run", lambda *_: 0.0)
-    monkeypatch.setattr("chattune.tune._SAMPLE_TOKENS", 4)
-    monkeypatch.setattr("chattune.tune.find_device", in_fp32)
+    monkeypatch.setattr("chattune.tuning.verify_run", lambda *_: 0.0)
+    monkeypatch.setattr("chattune.tuning._SAMPLE_TOKENS", 4)
+    monkeypatch.setattr("chattune.tuning.find_device", in_fp32)
 
 
 GREEDY = Decoding(temperature=0, max_new_tokens=40)
@@ -84,7 +84,7 @@ def run(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("runs")
     data = write_talk(folder / "talk.jsonl", [(f"{q} ({i})", a) for i in range(8) for q, a in TALK])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("chattune.tune.find_device", in_fp32)
+        patch.setattr("chattune.tuning.find_device", in_fp32)
         base = Path(shutil.copytree(tiny_base, folder / "base"))
         (base / "generation_config.json").write_text('{"temperature": 0.5, "eos_token_id": 0}')
         return tune(recipe(base, data, data__validation=0.25), folder / "run")
@@ -242,7 +242,7 @@ def test_recomputing_activations_changes_nothing_but_memory(
     plain = recipe(tiny_base, talk_file)
     a = adapter(tune(plain, tmp_path / "plain"))
     small = replace(in_fp32(), memory=1 << 20)
-    monkeypatch.setattr("chattune.tune.find_device", lambda: small)
+    monkeypatch.setattr("chattune.tuning.find_device", lambda: small)
     assert plan(plain).estimate.checkpointing
     b = adapter(tune(plain, tmp_path / "recomputed"))
     assert all(a[k].allclose(b[k], atol=1e-6) for k in a)
@@ -359,7 +359,7 @@ def test_a_run_stopped_after_its_last_step_is_only_finished(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as stopped:
-        stopped.setattr("chattune.tune.runs.seal", interrupted)
+        stopped.setattr("chattune.tuning.runs.seal", interrupted)
         with pytest.raises(KeyboardInterrupt):
             tune(plain, tmp_path / "run")
     resumed = tune(plain, tmp_path / "run", resume=True)
@@ -514,7 +514,7 @@ def test_bf16_trains_alike(
     """Where a machine has it; weights and adapter stay in fp32."""
     plain = recipe(tiny_base, talk_file, lora__dropout=0)
     fp32 = tune(plain, tmp_path / "fp32")
-    monkeypatch.setattr("chattune.tune.find_device", lambda: replace(find_device(), bf16=True))
+    monkeypatch.setattr("chattune.tuning.find_device", lambda: replace(find_device(), bf16=True))
     bf16 = tune(plain, tmp_path / "bf16")
     assert bf16.facts["device"]["bf16"]
     losses = [[m["loss"] for m in metrics(run.folder)] for run in (fp32, bf16)]

@@ -15,8 +15,8 @@ from chattune.device import find_device
 from chattune.models import load_base
 from chattune.models.lora import add_lora
 from chattune.recipe import Recipe, load_recipe
-from chattune.tune import loss as losses
-from chattune.tune import trainer, tune
+from chattune.tuning import loss as losses
+from chattune.tuning import trainer, tune
 
 
 def recipe(base: Path | str, **settings: Any) -> Recipe:

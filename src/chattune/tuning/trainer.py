@@ -25,11 +25,11 @@ from chattune.folders import write_bytes
 from chattune.models.packing import prepare_packing
 from chattune.recipe import Recipe
 from chattune.run import ADAPTER, CHECKPOINTS, METRICS
-from chattune.tune.batches import collate, passes
-from chattune.tune.checkpoint import COMPLETE, latest_checkpoint, step_of
-from chattune.tune.interrupt import Interruption
-from chattune.tune.loss import SupervisedLoss
-from chattune.tune.progress import Watcher
+from chattune.tuning.batches import collate, passes
+from chattune.tuning.checkpoint import COMPLETE, latest_checkpoint, step_of
+from chattune.tuning.interrupt import Interruption
+from chattune.tuning.loss import SupervisedLoss
+from chattune.tuning.progress import Watcher
 
 if TYPE_CHECKING:
     from peft import PeftModel
