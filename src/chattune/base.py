@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from chattune import hub
-from chattune.errors import BaseError
+from chattune.errors import BaseError, HubError, HubNotFound, HubUnreachable
 
 STARTER = "starter"
 _TOKENIZER_FILES = ["config.json", "generation_config.json", "tokenizer*", "vocab*", "merges.txt"]
@@ -33,7 +33,7 @@ class Base:
     @property
     def portable_name(self) -> str:
         """What another tool on this machine can load: the Hub id, or the folder's path."""
-        return self.name if _on_hub(self.name) else str(self.folder)
+        return self.name if is_on_hub(self.name) else str(self.folder)
 
     @property
     def positions(self) -> int | None:
@@ -86,7 +86,8 @@ def find_base(name: str, *, weights: bool = True) -> Base:
     return Base(name, folder, config)
 
 
-def _on_hub(name: str) -> bool:
+def is_on_hub(name: str) -> bool:
+    """Return True if a base of this name comes from the Hub: not embedded, and no local path."""
     return name != STARTER and not Path(name).exists()
 
 
@@ -105,18 +106,18 @@ def _folder_of(name: str, weights: bool) -> Path:
 def _download(name: str, patterns: list[str]) -> Path:
     try:
         return hub.fetch(name, "model", patterns)
-    except hub.NotThere as error:
+    except HubNotFound as error:
         raise BaseError(
             f"base {name}: the Hub has no such model, or it is private or gated "
             "(then: hf auth login); a local folder must exist"
         ) from error
-    except hub.NotReached as error:
+    except HubUnreachable as error:
         raise BaseError(
             f"base {name}: not on this machine and the Hub cannot be reached; where there is a "
             f"network run `hf download {name}` and copy the cache, or give a folder, or use the "
             f"embedded base: --base {STARTER}"
         ) from error
-    except hub.HubError as error:
+    except HubError as error:
         raise BaseError(f"base {name}: {error}") from error
 
 

@@ -43,6 +43,25 @@ class ChatError(UserError):
     """A message that cannot be answered."""
 
 
+class BadRow(ChattuneError):
+    """A row of a data source that cannot become a conversation.
+
+    The reader of the rows either counts it as dropped or turns it into a DataError with its place.
+    """
+
+
+class HubError(ChattuneError):
+    """The Hub gave nothing that can be used; the caller adds what was wanted and the remedy."""
+
+
+class HubNotFound(HubError):
+    """The Hub has no such repository, or this user may not read it."""
+
+
+class HubUnreachable(HubError):
+    """The files are not in the cache, and there is no network or it may not be used."""
+
+
 class VerificationError(ChattuneError):
     """What was saved is not what was trained."""
 
@@ -53,3 +72,9 @@ class Interrupted(ChattuneError):
     def __init__(self, message: str, signum: int = signal.SIGINT) -> None:
         super().__init__(message)
         self.exit_code = 128 + signum
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, at most 200 characters, or its class's name."""
+    text = str(error).strip()
+    return text.splitlines()[0][:200] if text else type(error).__name__

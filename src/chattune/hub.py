@@ -11,20 +11,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
+from chattune.errors import HubError, HubNotFound, HubUnreachable, first_line
+
 Kind = Literal["model", "dataset"]
 _MARKER = ".chattune-verified"
-
-
-class HubError(Exception):
-    """Why the Hub gave nothing that can be used; the caller names the thing and the remedy."""
-
-
-class NotThere(HubError):
-    """No such repository, or none that this user may read."""
-
-
-class NotReached(HubError):
-    """Not in the cache, and there is no network or it may not be used."""
 
 
 def fetch(name: str, kind: Kind, patterns: Sequence[str], revision: str | None = None) -> Path:
@@ -105,11 +95,11 @@ def plain_errors() -> Iterator[None]:
     try:
         yield
     except hub.RepositoryNotFoundError as error:
-        raise NotThere(brief(error)) from error
+        raise HubNotFound(first_line(error)) from error
     except (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled) as error:
-        raise NotReached(brief(error)) from error
+        raise HubUnreachable(first_line(error)) from error
     except (httpx.HTTPError, OSError, ValueError) as error:
-        raise HubError(f"the download failed ({brief(error)}); try again") from error
+        raise HubError(f"the download failed ({first_line(error)}); try again") from error
 
 
 @contextmanager
@@ -132,9 +122,3 @@ def quiet_hub(*libraries: Any) -> Iterator[None]:
             undo.callback(logger.setLevel, logger.level)
             logger.setLevel(logging.CRITICAL)
         yield
-
-
-def brief(error: BaseException) -> str:
-    """The first line of an error's text, or its kind."""
-    text = str(error).strip()
-    return text.splitlines()[0][:200] if text else type(error).__name__

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chattune.conversation import Conversation, Message, Role
-from chattune.errors import BaseError
+from chattune.errors import BaseError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -49,6 +49,7 @@ _OPEN, _CLOSE = "\ue000", "\ue001"
 _PROBE = Conversation.of(
     ("user", "How far is it?"), ("assistant", "Two miles."), ("user", "And back?")
 )
+IGNORED_LABEL = -100  # the label that PyTorch's cross entropy leaves out
 _BATCH, _BATCH_TEXT = 1000, 1_000_000  # conversations and characters tokenised at once
 
 
@@ -58,6 +59,14 @@ class Rendered:
 
     ids: list[int]
     supervised: list[bool]
+
+    @property
+    def labels(self) -> list[int]:
+        """The ids where the loss covers them, IGNORED_LABEL elsewhere."""
+        return [
+            token if covered else IGNORED_LABEL
+            for token, covered in zip(self.ids, self.supervised, strict=True)
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +117,7 @@ class Template:
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except Exception as error:  # transformers raises many kinds for a damaged tokenizer
             raise BaseError(
-                f"{folder}: its tokenizer cannot be loaded ({_first_line(error)})"
+                f"{folder}: its tokenizer cannot be loaded ({first_line(error)})"
             ) from error
         return cls(tokenizer)
 
@@ -231,10 +240,6 @@ class Template:
                 f"{self.tokenizer.name_or_path}: its tokenizer or chat template does not keep "
                 "turns apart: the prompt differs from what stands before a reply in training"
             )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
 
 
 def _batches(conversations: Iterable[Conversation]) -> Iterator[list[Conversation]]:

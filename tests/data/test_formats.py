@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from chattune.data.formats import BadRow, recognise
+from chattune.data.formats import recognise
 from chattune.data.reading import Reading
 from chattune.data.rows import Row
-from chattune.errors import DataError
+from chattune.errors import BadRow, DataError
 from chattune.recipe import DataRecipe
 from rows import SHAPES
 

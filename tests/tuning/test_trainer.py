@@ -10,11 +10,11 @@ import torch
 
 from chattune.base import find_base, starter_folder
 from chattune.data import prepare
-from chattune.data.store import IGNORED
 from chattune.device import find_device
 from chattune.models import load_base
 from chattune.models.lora import add_lora
 from chattune.recipe import Recipe, load_recipe
+from chattune.template import IGNORED_LABEL
 from chattune.tuning import loss as losses
 from chattune.tuning import trainer, tune
 
@@ -126,7 +126,7 @@ def gradients(base: Path, budget: int) -> tuple[float, list[torch.Tensor]]:
     assert trainer.prepare_packing(model)
     batch = trainer.collate([prepared.train[i] for i in range(16)])
     nats = losses.SupervisedLoss(model, packs=True)
-    supervised = (batch["labels"] != IGNORED).sum()
+    supervised = (batch["labels"] != IGNORED_LABEL).sum()
     total = 0.0
     for pack in trainer.passes(batch, budget):
         part = nats(*pack)

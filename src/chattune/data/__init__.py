@@ -16,12 +16,12 @@ from chattune.data.fit import Cuts, fit
 from chattune.data.reading import Reading
 from chattune.data.report import DataReport, named_counts
 from chattune.data.sources import fingerprint, read_rows
-from chattune.data.store import IGNORED, TableWriter, read_table
+from chattune.data.store import TableWriter, read_table
 from chattune.data.tally import Tally
 from chattune.errors import DataError, RecipeError
 from chattune.folders import cache_folder, refuse_in_use, whole_folder, write_json
 from chattune.recipe import Recipe
-from chattune.template import Rendered, Template
+from chattune.template import IGNORED_LABEL, Rendered, Template
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -57,7 +57,7 @@ class Prepared:
     def rendered(self, count: int) -> list[Rendered]:
         """The first training rows as they reach the model."""
         rows = self.train.select(range(min(count, len(self.train))))
-        return [Rendered(r["input_ids"], [x != IGNORED for x in r["labels"]]) for r in rows]
+        return [Rendered(r["input_ids"], [x != IGNORED_LABEL for x in r["labels"]]) for r in rows]
 
 
 def prepare(recipe: Recipe, output: Path | None = None) -> Prepared:

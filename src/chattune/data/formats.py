@@ -7,12 +7,8 @@ from typing import Any
 
 from chattune.conversation import Conversation, Message, Role
 from chattune.data.rows import Fields
-from chattune.errors import DataError
+from chattune.errors import BadRow, DataError
 from chattune.recipe import DataRecipe
-
-
-class BadRow(Exception):
-    """This row cannot become a conversation; the text says why."""
 
 
 @dataclass(frozen=True)

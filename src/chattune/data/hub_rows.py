@@ -10,7 +10,7 @@ from typing import Any
 
 from chattune import hub
 from chattune.data.rows import Row
-from chattune.errors import DataError
+from chattune.errors import DataError, HubError, HubNotFound, HubUnreachable, first_line
 from chattune.recipe import DataRecipe
 
 MAX_FETCHED = 512 << 20  # bytes of a Hub data set that are fetched for a mere sample of it
@@ -27,9 +27,9 @@ def hub_commit(source: str) -> str | None:
     try:
         with hub.plain_errors():
             return str(huggingface_hub.HfApi().dataset_info(source, timeout=10).sha)
-    except hub.NotThere:
+    except HubNotFound:
         return None  # reading it will say so
-    except hub.HubError:
+    except HubError:
         if commit := hub.last_commit(source, "dataset"):
             log.info("%s: the Hub cannot be reached; taking it as it was last", source)
         return commit
@@ -57,22 +57,22 @@ def hub_rows(recipe: DataRecipe, seed: int) -> Iterator[Row]:
                 yield from _fetched_rows(builder, recipe, seed)
             else:
                 yield from _streamed_rows(builder, recipe, seed)
-    except (DatasetNotFoundError, hub.NotThere) as error:
+    except (DatasetNotFoundError, HubNotFound) as error:
         raise DataError(
             f"{source}: no such data set on the Hub (or it is private: hf auth login), "
             "and no such file"
         ) from error
-    except hub.NotReached as error:
+    except HubUnreachable as error:
         raise DataError(
             f"{source}: not on this machine and the Hub cannot be reached; where there is a "
             f"network run `hf download --repo-type dataset {source} --local-dir FOLDER`, and give "
             "the folder"
         ) from error
-    except hub.HubError as error:
+    except HubError as error:
         raise DataError(f"{source}: {error}") from error
     except (DatasetsError, httpx.HTTPError, OSError, EOFError, ValueError, zlib.error) as error:
         raise DataError(
-            f"{source}: cannot be read from the Hub ({hub.brief(error.__cause__ or error)}); give "
+            f"{source}: cannot be read from the Hub ({first_line(error.__cause__ or error)}); give "
             "a local file instead, or try again"
         ) from error
 
@@ -83,7 +83,7 @@ def _builder(source: str, commit: str) -> Any:
     try:
         return datasets.load_dataset_builder(source, revision=commit)
     except ConnectionError as error:
-        raise hub.NotReached(hub.brief(error)) from error
+        raise HubUnreachable(first_line(error)) from error
 
 
 def _hub_files(builder: Any) -> list[str]:

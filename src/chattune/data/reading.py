@@ -5,9 +5,9 @@ from collections import Counter
 from collections.abc import Iterator
 
 from chattune.conversation import Conversation
-from chattune.data.formats import BadRow, Format, known_fields, recognise
+from chattune.data.formats import Format, known_fields, recognise
 from chattune.data.rows import Row
-from chattune.errors import DataError
+from chattune.errors import BadRow, DataError
 from chattune.recipe import DataRecipe
 
 

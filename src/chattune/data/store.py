@@ -11,7 +11,6 @@ from chattune.template import Rendered
 if TYPE_CHECKING:
     from datasets import Dataset
 
-IGNORED = -100  # the label that PyTorch's cross entropy leaves out
 _SCHEMA = pa.schema([("input_ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32()))])
 _ROWS_A_BATCH = 1000
 
@@ -31,10 +30,7 @@ class TableWriter:
 
     def _flush(self) -> None:
         ids = [r.ids for r in self._rows]
-        labels = [
-            [t if s else IGNORED for t, s in zip(r.ids, r.supervised, strict=True)]
-            for r in self._rows
-        ]
+        labels = [r.labels for r in self._rows]
         columns = {"input_ids": ids, "labels": labels}
         self._file.write_batch(pa.RecordBatch.from_pydict(columns, schema=_SCHEMA))
         self._rows = []

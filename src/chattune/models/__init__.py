@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from chattune.base import STARTER, Base, find_base
 from chattune.device import Device
-from chattune.errors import BaseError, RunError
+from chattune.errors import BaseError, RunError, first_line
 from chattune.run import Run, is_run
 from chattune.template import Template
 
@@ -69,9 +69,8 @@ def load_base(base: Base, device: Device, dtype: "torch.dtype | None" = None) ->
             output_loading_info=True,
         )
     except Exception as error:  # safetensors and transformers raise many kinds
-        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise BaseError(
-            f"base {base.name}: its weights cannot be loaded ({lines[0][:200]})"
+            f"base {base.name}: its weights cannot be loaded ({first_line(error)})"
         ) from error
     # transformers would start these at random, with a warning.
     if absent := sorted({*loaded["missing_keys"], *map(str, loaded["mismatched_keys"])}):

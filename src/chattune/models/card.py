@@ -1,8 +1,6 @@
 """The model card of a run: base, data, numbers and limits, from the run's own files."""
 
-from pathlib import Path
-
-from chattune.base import STARTER
+from chattune.base import is_on_hub
 from chattune.run import Run
 
 
@@ -11,9 +9,8 @@ def model_card(run: Run, *, merged: bool = False) -> str:
     recipe, facts = run.recipe, run.facts
     data, result = facts["data"], facts["result"]
     base = recipe.base
-    on_hub = base != STARTER and not Path(base).exists()
     metadata = ["library_name: " + ("transformers" if merged else "peft"), "tags: [chattune, lora]"]
-    if on_hub:
+    if is_on_hub(base):
         metadata.insert(0, f"base_model: {base}")
     loss = result["validation_loss"]
     a_step = recipe.training.batch_size * recipe.training.accumulation

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from chattune.data.store import IGNORED
+from chattune.template import IGNORED_LABEL
 
 
 def collate(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -20,7 +20,7 @@ def collate(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     ids = torch.cat([torch.as_tensor(row["input_ids"]) for row in rows])
     labels = torch.cat([torch.as_tensor(row["labels"]) for row in rows])
     lengths = [len(row["input_ids"]) for row in rows]
-    labels[torch.tensor([0, *lengths[:-1]]).cumsum(0)] = IGNORED
+    labels[torch.tensor([0, *lengths[:-1]]).cumsum(0)] = IGNORED_LABEL
     return {"input_ids": ids[None].long(), "labels": labels[None].long(), "lengths": lengths}
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy, linear
 
-from chattune.data.store import IGNORED
 from chattune.models.packing import positions_of
+from chattune.template import IGNORED_LABEL
 
 _CHUNK_BYTES = {"cpu": 26_000_000, "cuda": 1 << 29}  # a CPU's should stay in its cache
 
@@ -41,7 +41,7 @@ class SupervisedLoss:
         assert self._packs or len(lengths) == 1
         given = {"position_ids": positions_of(lengths, input_ids.device)} if self._packs else {}
         targets = labels[0, 1:]
-        supervised = (targets != IGNORED).nonzero()[:, 0]
+        supervised = (targets != IGNORED_LABEL).nonzero()[:, 0]
         targets = targets[supervised]
         if not self._by_hidden_states:
             logits = self._causal(input_ids, use_cache=False, **given).logits[0, supervised]

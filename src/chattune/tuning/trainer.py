@@ -19,12 +19,12 @@ from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from chattune.data import Prepared
-from chattune.data.store import IGNORED
 from chattune.device import Device
 from chattune.folders import write_bytes
 from chattune.models.packing import prepare_packing
 from chattune.recipe import Recipe
 from chattune.run import ADAPTER, CHECKPOINTS, METRICS
+from chattune.template import IGNORED_LABEL
 from chattune.tuning.batches import collate, passes
 from chattune.tuning.checkpoint import COMPLETE, latest_checkpoint, step_of
 from chattune.tuning.interrupt import Interruption
@@ -254,7 +254,7 @@ class _Trainer(SFTTrainer):  # type: ignore[misc]  # trl is untyped
         return torch.cuda.get_rng_state() if self.args.device.type == "cuda" else None
 
     def _whole_step(self, inputs: dict[str, Any]) -> torch.Tensor:
-        supervised = (inputs["labels"] != IGNORED).sum()
+        supervised = (inputs["labels"] != IGNORED_LABEL).sum()
         total = torch.zeros((), device=self.args.device)
         for ids, labels, lengths in passes(inputs, self._token_budget):
             nats = self._nats(ids, labels, lengths)
@@ -275,7 +275,7 @@ class _Trainer(SFTTrainer):  # type: ignore[misc]  # trl is untyped
             for start in range(0, len(rows), _VALIDATED_AT_ONCE):
                 some = range(start, min(start + _VALIDATED_AT_ONCE, len(rows)))
                 inputs = self._prepare_inputs(collate([rows[i] for i in some]))
-                tokens += int((inputs["labels"] != IGNORED).sum())
+                tokens += int((inputs["labels"] != IGNORED_LABEL).sum())
                 nats += sum(float(self._nats(*pack)) for pack in passes(inputs, self._token_budget))
         metrics = {"eval_loss": nats / tokens}
         self.log(dict(metrics))
