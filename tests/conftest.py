@@ -96,6 +96,34 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def neo_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A GPT-Neo with the real window (256) whose greedy text does not repeat itself at once."""
+    import torch
+    from transformers import AutoTokenizer, GPTNeoConfig, GPTNeoForCausalLM
+
+    from chattune.base import starter_folder
+
+    torch.manual_seed(1)
+    model = GPTNeoForCausalLM(
+        GPTNeoConfig(
+            vocab_size=211, hidden_size=64, num_layers=4, num_heads=4, window_size=256,
+            attention_types=[[["global", "local"], 2]], max_position_embeddings=1024,
+            bos_token_id=0, eos_token_id=0,
+        )
+    )  # fmt: skip
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.dim() > 1:
+                weight.mul_(6.0 if "wpe" in name or "mlp" in name else 4.0)
+            elif "bias" in name:
+                weight.normal_(std=0.1)
+    path = tmp_path_factory.mktemp("neo")
+    model.save_pretrained(path)
+    AutoTokenizer.from_pretrained(starter_folder()).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
 def tiny_run(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> "Run":
     """The tiny base tuned for three steps."""
     from chattune.recipe import load_recipe

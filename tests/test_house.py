@@ -1,4 +1,4 @@
-"""The house rules of the code: who imports whom, who prints, what `--help` costs."""
+"""Rules of the code: which room imports which, who prints, what `--help` loads."""
 
 import ast
 import json
@@ -13,27 +13,19 @@ import typer
 
 import chattune
 from chattune.cli import app
+from chattune.families import WINGS
 
 HOUSE = Path(chattune.__file__).parent
 ROOT = Path(__file__).parents[1]
 MODULES = sorted(p.relative_to(HOUSE).as_posix() for p in HOUSE.rglob("*.py"))
 
-CORE = {"errors", "conversation", "recipe", "template", "run", "device", "base", "hub", "folders"}
-# What a stage may import besides the core and itself.
-MAY_IMPORT: dict[str, set[str]] = {
-    "compiled": set(),
-    "data": set(),
-    "models": {"compiled"},
-    "generate": {"compiled", "models"},
-    "starter": set(),
-    "doctor": set(),
-    "tuning": {"data", "models", "generate"},
-    "chat": {"models", "generate"},
-    "evaluate": {"chat", "generate"},
-    "serve": {"chat", "generate"},
-    "report": set(),
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+# Files that every room may import, and that import no room.
+CORE = {
+    *("errors", "conversation", "recipe", "template", "run", "device", "cost", "base", "hub"),
+    *("folders",),
 }
-FREE = {"cli", "__init__"}  # the command line, and the public names
+FREE = {"cli", "__init__"}  # the command line and the public names import any room
 PRINTERS = {"cli.py", "chat/terminal.py"}
 HEAVY = {
     *("torch", "transformers", "tokenizers", "datasets", "peft", "trl", "accelerate", "numpy"),
@@ -42,13 +34,13 @@ HEAVY = {
 VERBS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 
 
-def part_of(module: str) -> str:
-    """The stage or core file that a path such as `tuning/loss.py` belongs to."""
+def room_of(module: str) -> str:
+    """Return the folder, or the file at the top, that a path such as `tuning/loss.py` belongs to."""
     return module.split("/")[0].removesuffix(".py")
 
 
 def imported(module: str) -> Iterator[str]:
-    """Parts of chattune that a module imports, wherever in it the import stands."""
+    """Yield the rooms of chattune that a module imports, at its top or inside a function."""
     for node in ast.walk(parsed(module)):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -69,7 +61,7 @@ def parsed(module: str) -> ast.Module:
 
 
 def python(code: str) -> str:
-    """Standard error of a fresh interpreter that runs `code`."""
+    """Run `code` in a fresh interpreter and return its standard error."""
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
     )
@@ -80,23 +72,42 @@ def python(code: str) -> str:
 # --- imports -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_modules_import_only_what_lies_below_them(module: str) -> None:
-    part = part_of(module)
-    if part in FREE:
-        return
-    assert part in CORE | MAY_IMPORT.keys(), f"{module}: say in this test what it may import"
-    allowed = CORE | {part} | MAY_IMPORT.get(part, set())
-    assert set(imported(module)) <= allowed
+def drawn_imports() -> set[tuple[str, str]]:
+    """Return the arrows between rooms in the picture of docs/architecture.md."""
+    picture = ARCHITECTURE.partition("<!-- imports -->")[2].partition("<!-- /imports -->")[0]
+    return set(re.findall(r"^ *(\w+) --> (\w+)$", picture, re.MULTILINE))
 
 
-def test_no_part_imports_the_command_line() -> None:
+def test_rooms_import_each_other_as_the_architecture_page_draws_it() -> None:
+    """Arrows to the core, and those of the command line, are not drawn."""
+    imports = {(room_of(module), other) for module in MODULES for other in imported(module)}
+    between_rooms = {
+        (room, other)
+        for room, other in imports
+        if room != other and room not in CORE | FREE and other not in CORE
+    }
+    # families.py names its wings in a table and imports them by that name.
+    between_rooms |= {("families", package.partition(".")[2]) for package in WINGS.values()}
+    assert drawn_imports() == between_rooms
+
+
+def test_the_core_imports_no_room() -> None:
+    core = [module for module in MODULES if room_of(module) in CORE]
+    assert {other for module in core for other in imported(module)} <= CORE
+
+
+def test_the_architecture_page_has_a_paragraph_for_every_room() -> None:
+    rooms = {room_of(module) for module in MODULES} - {"__init__"}
+    assert [room for room in sorted(rooms) if f"**`{room}" not in ARCHITECTURE] == []
+
+
+def test_no_room_imports_the_command_line() -> None:
     assert [m for m in MODULES if "cli" in imported(m)] == []
 
 
 @pytest.mark.parametrize("command", ["", *VERBS])
 def test_help_loads_nothing_heavy(command: str) -> None:
-    """What keeps `chattune --help` under 0.3 s, on any machine."""
+    """This keeps `chattune --help` under 0.3 s on any machine."""
     loaded = python(
         "import json, sys\n"
         f"sys.argv = ['chattune', *{command.split()!r}, '--help']\n"
@@ -108,13 +119,24 @@ def test_help_loads_nothing_heavy(command: str) -> None:
 
 
 def test_core_and_scripted_chat_need_no_torch() -> None:
-    names = [*CORE, "chat", "chat.terminal", "generate", "generate.finish", "generate.scripted"]
+    names = [*CORE, "chat", "chat.terminal", "generate", "generate.reply", "generate.scripted"]
     loaded = python(
         "import importlib, json, sys\n"
         f"for name in {names!r}: importlib.import_module('chattune.' + name)\n"
         "json.dump(sorted(sys.modules), sys.stderr)"
     )
     assert {"torch", "transformers", "gradio"}.isdisjoint(json.loads(loaded))
+
+
+def test_numba_is_imported_only_where_loops_are_compiled() -> None:
+    """Training on a GPU and the reference engine do without it."""
+    names = ["tuning.trainer", "generate.reference", "gpt_neo", "generate.load", "models.packing"]
+    loaded = python(
+        "import importlib, json, sys\n"
+        f"for name in {names!r}: importlib.import_module('chattune.' + name)\n"
+        "json.dump(sorted(sys.modules), sys.stderr)"
+    )
+    assert {"numba", "llvmlite"}.isdisjoint(json.loads(loaded))
 
 
 def test_public_names_are_what_they_say() -> None:
@@ -139,7 +161,7 @@ def test_only_command_line_and_terminal_print(module: str) -> None:
 
 
 def written_files() -> list[Path]:
-    """Text that people read: source, recipes and pages."""
+    """Return the files that people read: source, recipes and pages."""
     kinds = {".py", ".md", ".yaml", ".toml", ".ipynb", ".cff"}
     found = [p for folder in (HOUSE, ROOT / "docs") for p in folder.rglob("*")]
     return sorted(p for p in [*found, *ROOT.glob("*")] if p.is_file() and p.suffix in kinds)

@@ -1,4 +1,4 @@
-"""Decoding parameters: the study's defaults, and one line about a wrong value."""
+"""Tests of the decoding parameters: defaults, changes, wrong values, and recommendations."""
 
 import json
 from pathlib import Path
@@ -85,19 +85,19 @@ def test_values_may_come_as_text(name: str, text: str | None, value: Any) -> Non
 def test_a_wrong_value_is_named_in_one_line(name: str, value: Any) -> None:
     with pytest.raises(ChatError) as caught:
         Decoding().but(**{name: value})
-    said = str(caught.value)
-    assert said.startswith(f"{name}: ")
-    assert said.endswith(f"not {value!r}")
-    assert "\n" not in said
+    message = str(caught.value)
+    assert message.startswith(f"{name}: ")
+    assert message.endswith(f"not {value!r}")
+    assert "\n" not in message
 
 
 @pytest.mark.parametrize("name", ["temprature", "", "top-k", "self", "model_config"])
-def test_an_unknown_setting_lists_those_there_are(name: str) -> None:
+def test_an_unknown_setting_lists_the_known_ones(name: str) -> None:
     with pytest.raises(ChatError) as caught:
         Decoding().but(**{name: 1})
-    said = str(caught.value)
-    assert said.startswith(f"{name}: no such setting; there are do_sample, temperature, top_k")
-    assert "\n" not in said
+    message = str(caught.value)
+    assert message.startswith(f"{name}: no such setting; there are do_sample, temperature, top_k")
+    assert "\n" not in message
 
 
 @pytest.mark.parametrize(
@@ -110,15 +110,15 @@ def test_an_explicit_zero_is_greedy(changes: dict[str, Any], greedy: bool) -> No
     assert Decoding().but(**changes).greedy is greedy
 
 
-def test_a_folder_recommends_what_it_says_and_no_more(tmp_path: Path) -> None:
+def test_a_folder_recommends_only_what_it_lists(tmp_path: Path) -> None:
     assert Decoding.of(tmp_path) == Decoding()
-    said = {"temperature": 0.4, "top_k": None, "eos_token_id": 0, "max_new_tokens": 7}
-    (tmp_path / "generation_config.json").write_text(json.dumps(said))
+    config = {"temperature": 0.4, "top_k": None, "eos_token_id": 0, "max_new_tokens": 7}
+    (tmp_path / "generation_config.json").write_text(json.dumps(config))
     assert Decoding.of(tmp_path) == Decoding(temperature=0.4)
 
 
-@pytest.mark.parametrize("said", ['{"top_p": 7}', "{", "[]"])
-def test_a_folder_that_recommends_nonsense_is_named(said: str, tmp_path: Path) -> None:
-    (tmp_path / "generation_config.json").write_text(said)
+@pytest.mark.parametrize("config", ['{"top_p": 7}', "{", "[]"])
+def test_an_invalid_recommendation_is_refused_with_its_file(config: str, tmp_path: Path) -> None:
+    (tmp_path / "generation_config.json").write_text(config)
     with pytest.raises(ChatError, match=r"generation_config\.json: "):
         Decoding.of(tmp_path)

@@ -1,4 +1,4 @@
-"""The reference engine beside transformers' own generate: the same tokens, the same odds."""
+"""Tests of the reference engine against transformers' generate: same tokens, same probabilities."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ GREEDY = Decoding(temperature=0, max_new_tokens=40)
 
 @pytest.fixture(scope="module")
 def model(tiny_base: Path) -> Any:
-    """The tiny model with larger weights: as it comes, it repeats one token for ever."""
+    """The tiny model with larger weights; with its own it repeats one token for ever."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
@@ -35,12 +35,12 @@ def engine(model: Any) -> ReferenceEngine:
     return ReferenceEngine(model, NEVER)
 
 
-def written(engine: ReferenceEngine, prompt: list[int], decoding: Decoding) -> list[int]:
+def reply(engine: ReferenceEngine, prompt: list[int], decoding: Decoding) -> list[int]:
     return [token for _, token in engine.generate([prompt], decoding)]
 
 
 def by_transformers(model: Any, prompt: list[int], **options: Any) -> Any:
-    """transformers' generate, never ended by an end token."""
+    """Run transformers' generate without an end token."""
     from transformers import GenerationConfig
 
     ids = torch.tensor([prompt])
@@ -52,11 +52,11 @@ def by_transformers(model: Any, prompt: list[int], **options: Any) -> Any:
 
 @contextmanager
 def forwards_counted(model: Any) -> Iterator[list[int]]:
-    """Tokens that each forward pass was given."""
-    seen: list[int] = []
-    hook = model.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[1]))
+    """Record the number of tokens that each forward pass receives."""
+    lengths: list[int] = []
+    hook = model.register_forward_pre_hook(lambda _, args: lengths.append(args[0].shape[1]))
     try:
-        yield seen
+        yield lengths
     finally:
         hook.remove()
 
@@ -68,27 +68,27 @@ def forwards_counted(model: Any) -> Iterator[list[int]]:
 def test_greedy_equals_transformers_beyond_the_local_window(
     engine: ReferenceEngine, model: Any, prompt: list[int]
 ) -> None:
-    """40 tokens after a window of 16: the local layer has forgotten the first of them."""
-    ours = written(engine, prompt, GREEDY)
+    """The reply of 40 tokens exceeds the local layer's window of 16."""
+    ours = reply(engine, prompt, GREEDY)
     theirs = by_transformers(model, prompt, do_sample=False, max_new_tokens=40)
     assert ours == theirs.sequences[0, len(prompt) :].tolist()
     assert len(ours) == 40
 
 
-def test_the_greedy_test_sees_varied_tokens(engine: ReferenceEngine) -> None:
-    assert len(set(written(engine, PROMPT, GREEDY))) > 10
+def test_greedy_replies_have_varied_tokens(engine: ReferenceEngine) -> None:
+    assert len(set(reply(engine, PROMPT, GREEDY))) > 10
 
 
-def test_greedy_looks_at_neither_seed_nor_filters(engine: ReferenceEngine) -> None:
-    plain = written(engine, PROMPT, GREEDY)
-    assert written(engine, PROMPT, GREEDY.but(seed=1, top_k=5, top_p=0.5)) == plain
-    assert written(engine, PROMPT, GREEDY.but(seed=2)) == plain
+def test_greedy_ignores_seed_and_filters(engine: ReferenceEngine) -> None:
+    plain = reply(engine, PROMPT, GREEDY)
+    assert reply(engine, PROMPT, GREEDY.but(seed=1, top_k=5, top_p=0.5)) == plain
+    assert reply(engine, PROMPT, GREEDY.but(seed=2)) == plain
 
 
 def test_greedy_with_a_repetition_penalty_equals_transformers(
     engine: ReferenceEngine, model: Any
 ) -> None:
-    ours = written(engine, PROMPT, GREEDY.but(repetition_penalty=1.5))
+    ours = reply(engine, PROMPT, GREEDY.but(repetition_penalty=1.5))
     theirs = by_transformers(
         model, PROMPT, do_sample=False, max_new_tokens=40, repetition_penalty=1.5
     )
@@ -96,7 +96,7 @@ def test_greedy_with_a_repetition_penalty_equals_transformers(
 
 
 def test_a_strong_repetition_penalty_repeats_nothing(engine: ReferenceEngine) -> None:
-    ours = written(engine, [5], GREEDY.but(repetition_penalty=5, max_new_tokens=30))
+    ours = reply(engine, [5], GREEDY.but(repetition_penalty=5, max_new_tokens=30))
     assert len(set(ours)) == 30
 
 
@@ -117,72 +117,72 @@ FILTERS: list[dict[str, float]] = [
 
 
 @pytest.mark.parametrize("filters", FILTERS, ids=lambda f: " ".join(f) or "none")
-def test_tokens_are_drawn_with_transformers_odds(
+def test_tokens_have_the_probabilities_of_transformers(
     engine: ReferenceEngine,
     model: Any,
     filters: dict[str, float],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    odds: list[torch.Tensor] = []
-    draw = torch.multinomial
+    recorded: list[torch.Tensor] = []
+    multinomial = torch.multinomial
 
-    def watched(probabilities: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
-        odds.append(probabilities.clone())
-        return draw(probabilities, *args, **options)
+    def recording(probabilities: torch.Tensor, *args: Any, **more: Any) -> torch.Tensor:
+        recorded.append(probabilities.clone())
+        return multinomial(probabilities, *args, **more)
 
-    whole = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0} | filters
+    kwargs = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0} | filters
     with monkeypatch.context() as patch:
-        patch.setattr(torch, "multinomial", watched)
-        ours = written(engine, PROMPT, Decoding(max_new_tokens=6, seed=3, **whole))
-    for i, mine in enumerate(odds):
+        patch.setattr(torch, "multinomial", recording)
+        ours = reply(engine, PROMPT, Decoding(max_new_tokens=6, seed=3, **kwargs))
+    for i, mine in enumerate(recorded):
         theirs = by_transformers(
-            model, PROMPT + ours[:i], do_sample=True, max_new_tokens=1, output_scores=True, **whole
+            model, PROMPT + ours[:i], do_sample=True, max_new_tokens=1, output_scores=True, **kwargs
         )
         torch.testing.assert_close(mine, theirs.scores[0].softmax(-1), rtol=1e-3, atol=1e-6)
         assert mine[0, ours[i]] > 0
 
 
 def test_one_candidate_is_greedy(engine: ReferenceEngine) -> None:
-    greedy = written(engine, PROMPT, GREEDY)
-    assert written(engine, PROMPT, GREEDY.but(temperature=1, top_k=1)) == greedy
-    assert written(engine, PROMPT, GREEDY.but(temperature=1, top_p=1e-9)) == greedy
+    greedy = reply(engine, PROMPT, GREEDY)
+    assert reply(engine, PROMPT, GREEDY.but(temperature=1, top_k=1)) == greedy
+    assert reply(engine, PROMPT, GREEDY.but(temperature=1, top_p=1e-9)) == greedy
 
 
 def test_a_tiny_temperature_is_almost_greedy(engine: ReferenceEngine) -> None:
-    greedy = written(engine, PROMPT, GREEDY)
+    greedy = reply(engine, PROMPT, GREEDY)
     for temperature in (1e-3, 1e-6, 1e-40):
-        assert written(engine, PROMPT, GREEDY.but(temperature=temperature, top_k=0)) == greedy
+        assert reply(engine, PROMPT, GREEDY.but(temperature=temperature, top_k=0)) == greedy
 
 
-def test_more_candidates_than_there_are_tokens_keep_all(engine: ReferenceEngine) -> None:
-    few = Decoding(max_new_tokens=5, seed=1, top_k=0)
-    assert written(engine, PROMPT, few.but(top_k=10**9)) == written(engine, PROMPT, few)
+def test_a_top_k_above_the_vocabulary_keeps_all(engine: ReferenceEngine) -> None:
+    unfiltered = Decoding(max_new_tokens=5, seed=1, top_k=0)
+    assert reply(engine, PROMPT, unfiltered.but(top_k=10**9)) == reply(engine, PROMPT, unfiltered)
 
 
 SAMPLED = Decoding(max_new_tokens=20, temperature=1.5, top_k=0, top_p=1)
 
 
 def test_a_seed_gives_the_same_reply(engine: ReferenceEngine) -> None:
-    first = written(engine, PROMPT, SAMPLED.but(seed=5))
-    torch.rand(3)  # the global generator has no say
-    assert written(engine, PROMPT, SAMPLED.but(seed=5)) == first
-    assert written(engine, PROMPT, SAMPLED.but(seed=6)) != first
+    first = reply(engine, PROMPT, SAMPLED.but(seed=5))
+    torch.rand(3)  # the global generator must have no effect
+    assert reply(engine, PROMPT, SAMPLED.but(seed=5)) == first
+    assert reply(engine, PROMPT, SAMPLED.but(seed=6)) != first
 
 
 def test_a_seed_leaves_the_global_generator_alone(engine: ReferenceEngine) -> None:
     before = torch.get_rng_state()
-    written(engine, PROMPT, SAMPLED.but(seed=5))
-    written(engine, PROMPT, SAMPLED)
+    reply(engine, PROMPT, SAMPLED.but(seed=5))
+    reply(engine, PROMPT, SAMPLED)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_without_a_seed_replies_differ(engine: ReferenceEngine) -> None:
-    assert written(engine, PROMPT, SAMPLED) != written(engine, PROMPT, SAMPLED)
+    assert reply(engine, PROMPT, SAMPLED) != reply(engine, PROMPT, SAMPLED)
 
 
 def test_the_largest_seed_is_taken(engine: ReferenceEngine) -> None:
     seeded = SAMPLED.but(seed=2**63 - 1)
-    assert written(engine, PROMPT, seeded) == written(engine, PROMPT, seeded)
+    assert reply(engine, PROMPT, seeded) == reply(engine, PROMPT, seeded)
 
 
 # --- ends --------------------------------------------------------------------------------------
@@ -190,33 +190,33 @@ def test_the_largest_seed_is_taken(engine: ReferenceEngine) -> None:
 
 @pytest.mark.parametrize("length", [1, 2, 40])
 def test_a_reply_without_an_end_has_all_its_tokens(engine: ReferenceEngine, length: int) -> None:
-    greedy = written(engine, PROMPT, GREEDY)
-    assert written(engine, PROMPT, GREEDY.but(max_new_tokens=length)) == greedy[:length]
+    greedy = reply(engine, PROMPT, GREEDY)
+    assert reply(engine, PROMPT, GREEDY.but(max_new_tokens=length)) == greedy[:length]
 
 
-def test_a_reply_stops_with_an_end_token_and_tells_it(engine: ReferenceEngine, model: Any) -> None:
-    greedy = written(engine, PROMPT, GREEDY)
+def test_a_reply_ends_with_and_includes_an_end_token(engine: ReferenceEngine, model: Any) -> None:
+    greedy = reply(engine, PROMPT, GREEDY)
     end = greedy[12]
     first = greedy.index(end)
-    assert written(ReferenceEngine(model, {end}), PROMPT, GREEDY) == greedy[: first + 1]
+    assert reply(ReferenceEngine(model, {end}), PROMPT, GREEDY) == greedy[: first + 1]
 
 
 def test_any_of_several_end_tokens_stops(engine: ReferenceEngine, model: Any) -> None:
-    greedy = written(engine, PROMPT, GREEDY)
+    greedy = reply(engine, PROMPT, GREEDY)
     ends = {greedy[5], greedy[20]}
     first = min(map(greedy.index, ends))
-    assert written(ReferenceEngine(model, ends), PROMPT, GREEDY) == greedy[: first + 1]
+    assert reply(ReferenceEngine(model, ends), PROMPT, GREEDY) == greedy[: first + 1]
 
 
 def test_prompt_and_reply_may_fill_every_position(engine: ReferenceEngine) -> None:
     prompt = list(range(300, 400))
-    assert len(written(engine, prompt, GREEDY.but(max_new_tokens=28))) == 28
+    assert len(reply(engine, prompt, GREEDY.but(max_new_tokens=28))) == 28
 
 
 def test_an_end_token_in_the_prompt_stops_nothing(engine: ReferenceEngine, model: Any) -> None:
-    greedy = written(engine, PROMPT, GREEDY)
+    greedy = reply(engine, PROMPT, GREEDY)
     end = next(token for token in PROMPT if token not in greedy)
-    assert written(ReferenceEngine(model, {end}), PROMPT, GREEDY) == greedy
+    assert reply(ReferenceEngine(model, {end}), PROMPT, GREEDY) == greedy
 
 
 # --- several prompts, and closing --------------------------------------------------------------
@@ -230,7 +230,7 @@ def test_several_prompts_get_the_replies_they_get_alone(
     replies: list[list[int]] = [[] for _ in prompts]
     for index, token in engine.generate(prompts, decoding):
         replies[index].append(token)
-    assert replies == [written(engine, prompt, decoding) for prompt in prompts]
+    assert replies == [reply(engine, prompt, decoding) for prompt in prompts]
 
 
 def test_no_prompts_get_no_replies(engine: ReferenceEngine) -> None:
@@ -253,7 +253,7 @@ def test_nothing_is_computed_before_or_beyond_what_is_read(
 
 def test_each_token_is_computed_once(engine: ReferenceEngine, model: Any) -> None:
     with forwards_counted(model) as passes:
-        written(engine, PROMPT, GREEDY.but(max_new_tokens=5))
+        reply(engine, PROMPT, GREEDY.but(max_new_tokens=5))
     assert passes == [len(PROMPT), 1, 1, 1, 1]
 
 

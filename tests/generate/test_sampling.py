@@ -1,4 +1,4 @@
-"""Sampling beside transformers' logits processors, value by value."""
+"""Sampling gives the probabilities of transformers' logits processors, value by value."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ OFF: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.
 
 
 def expected(logits: torch.Tensor, history: list[int], d: Decoding) -> torch.Tensor:
-    """The distribution that transformers' generate draws from."""
+    """Return the distribution that transformers' generate() draws from."""
     processors = LogitsProcessorList()
     if d.repetition_penalty != 1:
         processors.append(RepetitionPenaltyLogitsProcessor(d.repetition_penalty))
@@ -42,10 +42,10 @@ def expected(logits: torch.Tensor, history: list[int], d: Decoding) -> torch.Ten
 
 
 def ours(logits: torch.Tensor, history: list[int], d: Decoding) -> torch.Tensor:
-    ids, odds = candidates(penalised(logits.numpy(), d, history), d)
-    whole = torch.zeros(len(logits), dtype=torch.float64)
-    whole[torch.from_numpy(ids)] = torch.from_numpy(odds)
-    return whole
+    ids, probabilities = candidates(penalised(logits.numpy(), d, history), d)
+    distribution = torch.zeros(len(logits), dtype=torch.float64)
+    distribution[torch.from_numpy(ids)] = torch.from_numpy(probabilities)
+    return distribution
 
 
 CASES: list[dict[str, Any]] = [
@@ -71,8 +71,8 @@ CASES: list[dict[str, Any]] = [
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("size", [20, 3000, 50_000])
 @pytest.mark.parametrize("rounded", [False, True], ids=["fp32", "bf16"])
-def test_odds_equal_transformers(case: dict[str, Any], size: int, rounded: bool) -> None:
-    """Rounded to bf16, logits hold many ties, which transformers' top-k keeps."""
+def test_probabilities_equal_transformers(case: dict[str, Any], size: int, rounded: bool) -> None:
+    """Logits that are rounded to bf16 have many ties, which transformers' top-k keeps."""
     generator = torch.Generator().manual_seed(size)
     logits = 3 * torch.randn(size, generator=generator) - 8
     logits = logits.bfloat16().float() if rounded else logits
@@ -81,22 +81,22 @@ def test_odds_equal_transformers(case: dict[str, Any], size: int, rounded: bool)
     d = Decoding(**OFF | case)
     theirs = expected(logits, history, d)
     mine = ours(logits, history, d)
-    if rounded and d.top_p < 1:  # which of two tied tokens is the last to be kept is open
+    if rounded and d.top_p < 1:  # either of two tied tokens may be the last one kept
         mine, theirs = mine.sort().values, theirs.sort().values
     torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-9)
 
 
 @given(uniform=st.floats(0, 1, exclude_max=True), seed=st.integers(0, 1000))
 @settings(max_examples=100, deadline=None)
-def test_a_token_is_drawn_by_its_odds(uniform: float, seed: int) -> None:
-    """The drawn token is where the running sum of the odds passes the uniform number."""
+def test_a_token_is_drawn_by_its_probability(uniform: float, seed: int) -> None:
+    """The drawn token is the one where the cumulative probability passes the uniform number."""
     logits = torch.randn(50, generator=torch.Generator().manual_seed(seed))
     d = Decoding(top_k=10)
-    ids, odds = candidates(logits.numpy(), d)
+    ids, probabilities = candidates(logits.numpy(), d)
     token = next_token(logits.numpy(), d, [], uniform)
     place = ids.tolist().index(token)
-    assert float(odds[:place].sum()) <= uniform + 1e-9
-    assert uniform <= float(odds[: place + 1].sum()) + 1e-9
+    assert float(probabilities[:place].sum()) <= uniform + 1e-9
+    assert uniform <= float(probabilities[: place + 1].sum()) + 1e-9
 
 
 def test_greedy_takes_the_likeliest_after_the_penalties() -> None:

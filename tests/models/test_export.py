@@ -1,4 +1,4 @@
-"""A run as a stand-alone model, and the proof after a save."""
+"""The export of a run, its model card, and the verification after a save."""
 
 import json
 import shutil
@@ -23,8 +23,8 @@ def run(tiny_run: Run) -> Run:
 
 
 def test_the_merged_model_needs_no_chattune(run: Run, tmp_path: Path) -> None:
-    """In a process that cannot import chattune: it loads, renders, generates, and stops."""
-    export(run.folder, tmp_path / "whole")
+    """A process that cannot import chattune loads the model, renders a prompt and generates."""
+    export(run.folder, tmp_path / "merged")
     script = """
 import json, sys
 sys.modules["chattune"] = None
@@ -37,13 +37,13 @@ inputs = tokenizer.apply_chat_template(
 out = model.generate(**inputs, max_new_tokens=5)
 print(json.dumps([inputs["input_ids"][0].tolist(), model(**inputs).logits[0, -1].tolist()]))
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path / "whole")],
+    process = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "merged")],
         capture_output=True,
         text=True,
         check=True,
     )
-    ids, logits = json.loads(done.stdout)
+    ids, logits = json.loads(process.stdout)
     from chattune.conversation import Message
     from chattune.device import find_device
     from chattune.models import load
@@ -55,10 +55,10 @@ print(json.dumps([inputs["input_ids"][0].tolist(), model(**inputs).logits[0, -1]
 
 
 def test_the_card_tells_base_data_and_numbers(run: Run, tmp_path: Path) -> None:
-    card = (export(run.folder, tmp_path / "whole") / "README.md").read_text()
+    card = (export(run.folder, tmp_path / "merged") / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: transformers")
-    for said in ("| base |", "| conversations |", "validation loss", "## Limits", TALK[0][0]):
-        assert said in card
+    for part in ("| base |", "| conversations |", "validation loss", "## Limits", TALK[0][0]):
+        assert part in card
 
 
 def test_a_folder_in_use_is_refused_and_left_alone(run: Run, tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_a_folder_in_use_is_refused_and_left_alone(run: Run, tmp_path: Path) -> 
 
 
 def damaged(run: Run, folder: Path, change: float | None) -> Path:
-    """A copy of the run whose first B matrix is multiplied, or lost."""
+    """Return a copy of the run whose first B matrix is multiplied by `change`, or removed."""
     shutil.copytree(run.folder, folder)
     tensors = load_file(folder / "adapter_model.safetensors")
     name = next(k for k in tensors if "lora_B" in k)
@@ -82,12 +82,12 @@ def damaged(run: Run, folder: Path, change: float | None) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"), [(None, "lost some"), (0.0, "is zero"), (float("inf"), "not finite")]
+    ("change", "message"), [(None, "lost some"), (0.0, "is zero"), (float("inf"), "not finite")]
 )
 def test_a_spoilt_adapter_does_not_pass(
-    run: Run, tmp_path: Path, change: float | None, said: str
+    run: Run, tmp_path: Path, change: float | None, message: str
 ) -> None:
-    with pytest.raises(VerificationError, match=said):
+    with pytest.raises(VerificationError, match=message):
         check_adapter(damaged(run, tmp_path / "copy", change))
 
 
@@ -98,7 +98,7 @@ def test_a_fresh_process_notices_other_logits(run: Run, tmp_path: Path) -> None:
     ids = run.facts["probe_ids"]
     in_memory = logits_of(load(run.folder, find_device()).model, ids)
     assert verify_run(run.folder, ids, in_memory, torch.float32) <= 1e-5
-    with pytest.raises(VerificationError, match="logits differ"):
+    with pytest.raises(VerificationError, match="its logits differ"):
         verify_run(damaged(run, tmp_path / "copy", 50.0), ids, in_memory, torch.float32)
 
 

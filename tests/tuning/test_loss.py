@@ -1,4 +1,4 @@
-"""The loss that reaches the optimiser is cross entropy over the supervised tokens, exactly."""
+"""The loss is cross entropy over the supervised tokens, exactly, however a step is cut."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from transformers import (
     GPT2LMHeadModel,
 )
 
-from chattune.models.packing import prepare_packing
+from chattune.models.packing import Packing, speed_up_training
 from chattune.tuning.batches import collate, packs
 from chattune.tuning.loss import _CHUNK_BYTES, SupervisedLoss, summed_cross_entropy
 
@@ -22,7 +22,7 @@ LENGTHS = [12, 1, 9]
 
 
 def rows() -> list[dict[str, list[int]]]:
-    """Three conversations, some of their tokens supervised."""
+    """Return three conversations with some supervised tokens."""
     ids = torch.randint(0, 99, (sum(LENGTHS),), generator=torch.Generator().manual_seed(1))
     return [
         {"input_ids": part.tolist(), "labels": ([-100] * 3 + part.tolist()[3:])[: len(part)]}
@@ -31,7 +31,7 @@ def rows() -> list[dict[str, list[int]]]:
 
 
 def soft_capped() -> Gemma2ForCausalLM:
-    """Its logits are more than the output layer applied to hidden states."""
+    """Return a model that changes the logits after its output layer."""
     return Gemma2ForCausalLM(
         Gemma2Config(
             vocab_size=99, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
@@ -53,9 +53,10 @@ def test_equals_the_models_own_loss_and_gradients(architecture: str, tiny_base: 
         if architecture in makers
         else AutoModelForCausalLM.from_pretrained(tiny_base)
     ).eval()
+    # The loss expects an output layer that is frozen, and so not tied to the embeddings.
     model.get_output_embeddings().weight = nn.Parameter(
         model.get_output_embeddings().weight.detach().clone(), requires_grad=False
-    )  # untied and frozen, as the loss expects it
+    )
     nats, count = 0.0, 0
     for row in rows():
         ids = torch.tensor([row["input_ids"]])
@@ -67,9 +68,9 @@ def test_equals_the_models_own_loss_and_gradients(architecture: str, tiny_base: 
     theirs = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
 
-    assert prepare_packing(model)
-    batch = collate(rows())
-    ours = SupervisedLoss(model, packs=True)(**batch)
+    packing = speed_up_training(model)
+    assert packing.exact
+    ours = SupervisedLoss(model, packing)(**collate(rows()))
     ours.backward()
     assert count == 15
     assert ours.item() == pytest.approx(nats, rel=1e-5)
@@ -78,19 +79,19 @@ def test_equals_the_models_own_loss_and_gradients(architecture: str, tiny_base: 
             torch.testing.assert_close(parameter.grad, theirs[name], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("bytes_at_once", [1, 10**9])
+@pytest.mark.parametrize("chunk_bytes", [1, 10**9])
 def test_chunks_change_nothing(
-    bytes_at_once: int, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+    chunk_bytes: int, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_base).eval()
     ids = torch.randint(0, 99, (1, 100), generator=torch.Generator().manual_seed(2))
-    loss = SupervisedLoss(model, packs=False)
+    loss = SupervisedLoss(model, Packing(exact=False, takes_lengths=False))
     expected = loss(ids, ids, [100])
-    monkeypatch.setitem(_CHUNK_BYTES, "cpu", bytes_at_once)
+    monkeypatch.setitem(_CHUNK_BYTES, "cpu", chunk_bytes)
     assert loss(ids, ids, [100]).item() == pytest.approx(expected.item(), rel=1e-6)
 
 
-def test_an_output_layer_that_trains_gets_its_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trained_output_layer_gets_its_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(_CHUNK_BYTES, "cpu", 1)  # several chunks
     torch.manual_seed(0)
     hidden = torch.randn(70, 8, requires_grad=True)
@@ -106,7 +107,7 @@ def test_an_output_layer_that_trains_gets_its_gradient(monkeypatch: pytest.Monke
     torch.testing.assert_close((hidden.grad, weight.grad), theirs)
 
 
-def test_a_conversations_first_token_is_no_target_of_the_one_before() -> None:
+def test_a_conversations_first_token_is_not_a_target() -> None:
     batch = collate([{"input_ids": [5, 6], "labels": [5, 6]}] * 2)
     assert batch["labels"].tolist() == [[-100, 6, -100, 6]]
     assert batch["lengths"] == [2, 2]

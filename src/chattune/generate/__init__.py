@@ -1,7 +1,7 @@
-"""Engines write tokens; everything above them is the same for each.
+"""Generation: engines turn prompts into tokens, and the rest of chattune works with any of them.
 
-An engine is whatever has this `generate`: the fast one (GPT-Neo), the reference (any transformers
-model), or the scripted one, which needs no torch.
+There are three engines: the fast one (GPT-Neo on a CPU), the reference (any transformers model) and
+the scripted one, which replays given tokens and needs no torch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,16 +13,16 @@ __all__ = ["Decoding", "Engine"]
 
 
 class Engine(Protocol):
-    """Writes tokens after prompts; `at_once` is how many threads may ask for some together."""
+    """A generator of replies; `at_once` is how many threads may call it at the same time."""
 
     at_once: int
 
     def generate(
         self, prompts: Sequence[Sequence[int]], decoding: Decoding
     ) -> Iterator[tuple[int, int]]:
-        """Yield (index of prompt, token id) as tokens come, the end token included.
+        """Yield (index of prompt, token id) for each new token, end tokens included.
 
-        A reply is over with an end token, after `max_new_tokens` or at the model's last position;
-        closing the iterator stops the work.
+        A reply ends with an end token, after `max_new_tokens` or at the model's last position.
+        Closing the iterator stops the generation.
         """
         ...

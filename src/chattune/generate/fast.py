@@ -1,9 +1,9 @@
-"""The fast engine: GPT-Neo decoding several prompts together, each from where it last was.
+"""The fast engine: several replies decoded together, each continuing from cached keys and values.
 
-A request takes a slot: a row of the key and value cache. Slots join and leave at any step, so a
-step is one pass over the weights for all of them (continuous batching, Yu et al. 2022, Orca). A
-slot that is free keeps its cache; a prompt that begins as one of them begins there, so the next
-turn of a chat computes only what is new.
+A request takes a slot: one row of the decoder's cache. Requests join and leave at any step, so one
+pass over the weights serves all of them (continuous batching: Yu et al. 2022, Orca). A free slot
+keeps its cache, and a prompt that begins like it starts there, so the next turn of a chat computes
+only what is new.
 """
 
 import random
@@ -15,17 +15,14 @@ from dataclasses import dataclass, field
 import torch
 
 from chattune.errors import ChatError
+from chattune.families import Decoder
 from chattune.generate.decoding import Decoding
-from chattune.generate.gpt_neo import GptNeo
 from chattune.generate.sampling import next_token
-from chattune.models.gpt_neo_weights import GptNeoWeights
-
-_SLOTS = 8
 
 
 @dataclass(eq=False)
 class _Request:
-    """A prompt that is being answered; `ready` holds the tokens that nobody has fetched yet."""
+    """A prompt that is being answered; `ready` holds the tokens that were not yielded yet."""
 
     prompt: list[int]
     decoding: Decoding
@@ -36,44 +33,39 @@ class _Request:
 
 
 class FastEngine:
-    """Generates with GPT-Neo weights; see Engine. May be used from several threads at once.
+    """Generates with a family's decoder; see Engine. Several threads may use it at once.
 
-    Whoever asks for a token and finds none ready computes the next step for everybody. A reply does
-    not depend on who else is being answered; on keys that it reuses it does, by rounding.
+    A thread that wants a token and finds none ready computes the next step for everybody. A reply
+    does not depend on the other requests. It does depend, by rounding, on the cached keys that it
+    starts from.
     """
 
-    def __init__(
-        self,
-        weights: GptNeoWeights,
-        end_ids: Collection[int],
-        *,
-        bf16: bool = True,
-        slots: int = _SLOTS,
-    ) -> None:
-        """`bf16` says whether this machine multiplies bf16 fast."""
-        self.at_once = slots
-        self._model = GptNeo(weights, slots, bf16=bf16)
+    def __init__(self, decoder: Decoder, end_ids: Collection[int]) -> None:
+        self.at_once = decoder.slots
+        self._decoder = decoder
         self._end_ids = frozenset(end_ids)
-        self._slots: list[_Request | None] = [None] * slots
-        self._cached: list[list[int]] = [[] for _ in range(slots)]  # ids whose keys are in the slot
+        self._slots: list[_Request | None] = [None] * decoder.slots
+        self._cached: list[list[int]] = [[] for _ in range(decoder.slots)]  # token ids per slot
         self._waiting: deque[_Request] = deque()
         self._lock = threading.Lock()
 
     def generate(
         self, prompts: Sequence[Sequence[int]], decoding: Decoding | Sequence[Decoding]
     ) -> Iterator[tuple[int, int]]:
-        """Yield (index of prompt, token id); see Engine. One decoding for all, or one for each.
+        """Yield (index of prompt, token id); see Engine. Takes one Decoding, or one per prompt.
 
         Raises ChatError for a prompt that is empty or longer than the model's positions.
         """
-        most = self._model.positions
+        positions = self._decoder.positions
         for prompt in prompts:
-            if not 0 < len(prompt) <= most:
-                raise ChatError(f"a prompt of {len(prompt)} tokens; the model takes 1 to {most}")
-        each = [decoding] * len(prompts) if isinstance(decoding, Decoding) else decoding
+            if not 0 < len(prompt) <= positions:
+                raise ChatError(
+                    f"a prompt of {len(prompt)} tokens; the model takes 1 to {positions}"
+                )
+        decodings = [decoding] * len(prompts) if isinstance(decoding, Decoding) else decoding
         requests = [
             _Request(list(prompt), settings, random.Random(settings.seed))
-            for prompt, settings in zip(prompts, each, strict=True)
+            for prompt, settings in zip(prompts, decodings, strict=True)
         ]
         with self._lock:
             self._waiting.extend(requests)
@@ -84,24 +76,24 @@ class FastEngine:
                         try:
                             self._step()
                         except BaseException:
-                            self._start_again()
+                            self._recover()
                             raise
-                    fresh = [(i, r.ready.popleft()) for i, r in enumerate(requests) if r.ready]
-                yield from fresh
+                    tokens = [(i, r.ready.popleft()) for i, r in enumerate(requests) if r.ready]
+                yield from tokens
         finally:
             with self._lock:
-                self._forget(requests)
+                self._withdraw(requests)
 
-    def _forget(self, requests: list[_Request]) -> None:
-        """Free the slots of requests whose caller went away; those that are done have none."""
+    def _withdraw(self, requests: list[_Request]) -> None:
+        """Free the slots of requests that nobody reads any more; finished ones have none."""
         for request in requests:
             if request in self._slots:
                 self._slots[self._slots.index(request)] = None
             elif request in self._waiting:
                 self._waiting.remove(request)
 
-    def _start_again(self) -> None:
-        """After a step that broke off: what is in the slots may be half a step, so none is kept."""
+    def _recover(self) -> None:
+        """Let all requests wait again after an interrupted step, which left caches half-written."""
         for slot, request in enumerate(self._slots):
             if request is not None:
                 self._slots[slot], self._cached[slot] = None, []
@@ -109,53 +101,54 @@ class FastEngine:
 
     @torch.inference_mode()
     def _step(self) -> None:
-        """Let waiting prompts in, then one token for every slot that is in use."""
+        """Admit waiting prompts to free slots, then compute one token for every slot in use."""
         while self._waiting and None in self._slots:
             self._admit()
         busy = [(slot, r) for slot, r in enumerate(self._slots) if r is not None]
         if not busy:
             return
-        rows = [slot for slot, _ in busy]
-        last = [r.reply[-1] for _, r in busy]
-        logits = self._model.decode(rows, last, [len(self._cached[slot]) for slot in rows])
-        for (slot, request), row, token in zip(busy, logits, last, strict=True):
+        slots = [slot for slot, _ in busy]
+        tokens = [r.reply[-1] for _, r in busy]
+        lengths = [len(self._cached[slot]) for slot in slots]
+        logits = self._decoder.decode(slots, tokens, lengths)
+        for (slot, request), row, token in zip(busy, logits, tokens, strict=True):
             self._cached[slot].append(token)
-            self._take(slot, request, row)
+            self._draw(slot, request, row)
 
     def _admit(self) -> None:
-        """Prefill the next prompt into a free slot, and draw its next token.
+        """Compute the next waiting prompt in a free slot, and draw its first token.
 
-        The slot is the one where most is gained: keys that it shares, less those it would lose. Its
-        last token is computed in any case, for the logits. With a seed nothing is reused: keys that
-        came from single steps are rounded otherwise than those of a prefill, and the same seed is
-        to give the same reply.
+        The slot is the one where reusing its cache saves most: the tokens that it shares with the
+        prompt, less those that would be overwritten. The prompt's last token is always computed,
+        for its logits. A request with a seed reuses nothing: keys that were computed one by one are
+        rounded differently from those of a prefill, and the same seed must give the same reply.
         """
         request = self._waiting[0]
-        tokens = request.prompt + request.reply  # a reply is there if a step broke off
-        reuse = len(tokens) - 1 if request.decoding.seed is None else 0
-        free = [slot for slot, used in enumerate(self._slots) if used is None]
-        shared = {s: min(_common(self._cached[s], tokens), reuse) for s in free}
+        tokens = request.prompt + request.reply  # there is a reply after an interrupted step
+        reusable = len(tokens) - 1 if request.decoding.seed is None else 0
+        free = [slot for slot, request_there in enumerate(self._slots) if request_there is None]
+        shared = {s: min(_common_prefix(self._cached[s], tokens), reusable) for s in free}
         slot = max(free, key=lambda s: 2 * shared[s] - len(self._cached[s]))
-        start = self._model.rewind(slot, shared[slot])
+        start = self._decoder.rewind(slot, shared[slot])
         self._slots[slot], self._cached[slot] = self._waiting.popleft(), []
-        logits = self._model.prefill(slot, tokens[start:], start)
+        logits = self._decoder.prefill(slot, tokens[start:], start)
         self._cached[slot] = tokens
-        self._take(slot, request, logits)
+        self._draw(slot, request, logits)
 
-    def _take(self, slot: int, request: _Request, logits: torch.Tensor) -> None:
-        """Draw a request's next token; free the slot if it was the last."""
+    def _draw(self, slot: int, request: _Request, logits: torch.Tensor) -> None:
+        """Draw a request's next token; free its slot if that was the last one."""
         history = request.prompt + request.reply
         token = next_token(logits.numpy(), request.decoding, history, request.random.random())
         request.reply.append(token)
         request.ready.append(token)
-        full = len(request.reply) >= request.decoding.max_new_tokens
-        if full or token in self._end_ids or len(history) + 1 >= self._model.positions:
+        at_limit = len(request.reply) >= request.decoding.max_new_tokens
+        if at_limit or token in self._end_ids or len(history) + 1 >= self._decoder.positions:
             request.done = True
             self._slots[slot] = None
 
 
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """Length of the longest common beginning."""
+def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """Return the length of the longest common prefix."""
     for i, (x, y) in enumerate(zip(a, b, strict=False)):
         if x != y:
             return i

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from chattune.generate.matrix import Affine, affine
-from chattune.models.gpt_neo_weights import to_int8
+from chattune.kernels.products import Linear
+from chattune.weights import to_int8
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -15,34 +15,34 @@ if TYPE_CHECKING:
 
 
 class Int8Linear(nn.Module):
-    """A linear layer with int8 weights, one scale a row; any leading shape."""
+    """A linear layer with int8 weights and one scale per row, for inputs of any leading shape."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, *, bf16: bool) -> None:
-        """`weight` is (out, in); for `bf16` see affine()."""
+        """Round `weight` (out, in); `bf16` says whether this machine multiplies bf16 fast."""
         super().__init__()
         rounded, scale = to_int8(weight.float())
         bias = torch.zeros(len(weight)) if bias is None else bias.detach().float()
-        self._affine: Affine = affine(rounded, scale, bias, bf16=bf16)
-        self._height = len(weight)
+        self._linear = Linear(rounded, scale, bias, bf16=bf16)
+        self._out = len(weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., in) -> (..., out), of x's dtype."""
-        out = self._affine(x.reshape(-1, x.shape[-1]))
-        return out.view(*x.shape[:-1], self._height).to(x.dtype)
+        """Return the layer of x (..., in) as (..., out), in the dtype of x."""
+        out = self._linear(x.reshape(-1, x.shape[-1]))
+        return out.view(*x.shape[:-1], self._out).to(x.dtype)
 
 
-def quantized(model: "PreTrainedModel | PeftModel", *, bf16: bool) -> "PreTrainedModel":
-    """The model with its adapter merged, its linear layers in int8 (on a CPU).
+def to_int8_linear(model: "PreTrainedModel | PeftModel", *, bf16: bool) -> "PreTrainedModel":
+    """Merge a model's adapter, round its linear layers to int8, and return it (on a CPU).
 
     The rest is in bf16 if the machine multiplies that fast, else in fp32.
     """
-    whole: PreTrainedModel = (
+    merged: PreTrainedModel = (
         model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
     )
-    for parent in list(whole.modules()):
+    for parent in list(merged.modules()):
         for name, child in parent.named_children():
-            if type(child) in (nn.Linear, Conv1D):  # GPT-2's lies the other way round
+            if type(child) in (nn.Linear, Conv1D):  # GPT-2's Conv1D stores its weight transposed
                 weight = child.weight.detach()
                 weight = weight.T if type(child) is Conv1D else weight
                 setattr(parent, name, Int8Linear(weight, child.bias, bf16=bf16))
-    return whole.to(torch.bfloat16 if bf16 else torch.float32)
+    return merged.to(torch.bfloat16 if bf16 else torch.float32)

@@ -1,4 +1,4 @@
-"""load_engine(): the fastest engine there is for a run or a model, or the one that is asked for."""
+"""load_engine(): the fastest engine for a run or a model on this machine, or the one asked for."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,21 +7,25 @@ from typing import Literal, get_args
 from chattune.base import Base
 from chattune.device import Device, find_device
 from chattune.errors import ChatError
+from chattune.families import find_wing
 from chattune.generate import Decoding, Engine
+from chattune.kernels import numba_problem
 from chattune.models import find, load_adapted, load_base, positions
-from chattune.models.gpt_neo_weights import Precision, read_gpt_neo
+from chattune.run import Run
 from chattune.template import Template
+from chattune.weights import Precision
 
 EngineName = Literal["auto", "fast", "reference"]
 Quantize = Literal["auto", "none", "int8"]
+_SLOTS = 8  # replies that the fast engine decodes together
 
 
 @dataclass(frozen=True)
 class LoadedEngine:
-    """An engine with the template it was tuned on; `kind` says what it is, for people.
+    """An engine, with the template that its model was tuned on.
 
-    `positions` is the number of tokens that prompt and reply may have together, `decoding` what
-    the run or the model recommends.
+    `positions` is the number of tokens that prompt and reply may have together, `kind` describes
+    the engine to people, and `decoding` is what the run or the model recommends.
     """
 
     engine: Engine
@@ -36,53 +40,82 @@ def load_engine(
 ) -> LoadedEngine:
     """Load a run folder, a model folder, a Hub id or `starter`.
 
-    `engine` auto is fast for GPT-Neo, else reference: transformers' own modules. `quantize` auto is
-    int8 for the fast engine on a CPU, else none: bf16 or fp32 for the fast engine, by the machine,
-    and fp32 for the reference. Raises ChatError for a choice that cannot be had, and what `find`
-    raises.
+    `engine` "auto" is "fast" for a family with a wing on a CPU, else "reference", which is
+    transformers' own modules. `quantize` "auto" is int8 for the fast engine, and none (fp32) for
+    the reference engine. With "none" the fast engine's weights are in bf16 where the machine
+    multiplies that fast, else in fp32. Raises ChatError for a choice that cannot be had, and what
+    `find` raises.
     """
     _refuse_unknown("engine", engine, get_args(EngineName))
     _refuse_unknown("quantize", quantize, get_args(Quantize))
     base, run = find(run_or_model)
     device = find_device()
-    unfit = _unfit_for_fast(base, device)
-    if engine == "fast" and unfit:
-        raise ChatError(f"engine fast: {unfit}; use reference, or auto")
-    if quantize == "int8" and device.kind != "cpu":
-        raise ChatError(f"quantize int8: is for CPUs, and this machine has a {device.kind} device")
+    problem = _fast_engine_problem(base, device)
+    if engine == "fast" and problem:
+        raise ChatError(f"engine fast: {problem}; use reference, or auto")
+    if quantize == "int8" and (why := _int8_problem(device)):
+        raise ChatError(f"quantize int8: {why}")
     folder = run.folder if run else base.folder
     template, decoding = Template.load(folder), Decoding.of(folder)
-    if engine == "reference" or unfit:
-        from chattune.generate.reference import ReferenceEngine
+    if engine == "reference" or problem:
+        precision: Precision = "int8" if quantize == "int8" else "fp32"
+        chosen = _reference(base, run, device, precision, template)
+        kind = f"reference, {precision}"
+    else:
+        unrounded: Precision = "bf16" if device.bf16 else "fp32"
+        precision = unrounded if quantize == "none" else "int8"
+        chosen = _fast(base, run, device, precision, template)
+        kind = f"fast, {precision}"
+    return LoadedEngine(chosen, template, positions(base), kind, decoding)
 
-        model = load_adapted(run.folder, base, device) if run else load_base(base, device)
-        if quantize == "int8":
-            from chattune.generate.int8_linear import quantized
 
-            model = quantized(model, bf16=device.bf16)
-        kind = f"reference, {quantize if quantize == 'int8' else 'fp32'}"
-        engine_: Engine = ReferenceEngine(model, template.end_ids)
-        return LoadedEngine(engine_, template, positions(base), kind, decoding)
-
+def _fast(
+    base: Base, run: Run | None, device: Device, precision: Precision, template: Template
+) -> Engine:
     from chattune.generate.fast import FastEngine
 
-    precision: Precision = "bf16" if device.bf16 else "fp32"
-    if quantize == "int8" or quantize == "auto":
-        precision = "int8"
-    weights = read_gpt_neo(base, run.folder if run else None, precision)
-    fast = FastEngine(weights, template.end_ids, bf16=device.bf16)
-    return LoadedEngine(fast, template, positions(base), f"fast, {precision}", decoding)
+    wing = find_wing(base.config["model_type"])
+    assert wing is not None  # else there is a problem with the fast engine
+    folder = run.folder if run else None
+    decoder = wing.load_decoder(base, folder, precision, slots=_SLOTS, bf16=device.bf16)
+    return FastEngine(decoder, template.end_ids)
 
 
-def _unfit_for_fast(base: Base, device: Device) -> str | None:
-    """Why the fast engine cannot run a base here, if it cannot."""
-    if base.config["model_type"] != "gpt_neo":
-        return f"it is for GPT-Neo, and {base.name} is {base.config['model_type']}"
-    if base.config.get("activation_function", "gelu_new") != "gelu_new":
-        return f"{base.name} has another activation than GPT-Neo's"
+def _reference(
+    base: Base, run: Run | None, device: Device, precision: Precision, template: Template
+) -> Engine:
+    from chattune.generate.reference import ReferenceEngine
+
+    model = load_adapted(run.folder, base, device) if run else load_base(base, device)
+    if precision == "int8":
+        from chattune.generate.int8_linear import to_int8_linear
+
+        model = to_int8_linear(model, bf16=device.bf16)
+    return ReferenceEngine(model, template.end_ids)
+
+
+def _fast_engine_problem(base: Base, device: Device) -> str | None:
+    """Return why the fast engine cannot answer with a base on this machine, or None if it can."""
+    model_type = base.config["model_type"]
+    wing = find_wing(model_type)
+    if wing is None:
+        return f"it is for GPT-Neo, and {base.name} is {model_type}"
+    if why := wing.decoding_problem(base.config):
+        return f"it cannot compute {base.name}: {why}"
     if device.kind != "cpu":
         return f"it runs on a CPU, and this machine has a {device.kind} device"
-    return None
+    return _needs_numba()
+
+
+def _int8_problem(device: Device) -> str | None:
+    if device.kind != "cpu":
+        return f"it is for CPUs, and this machine has a {device.kind} device"
+    return _needs_numba()
+
+
+def _needs_numba() -> str | None:
+    problem = numba_problem()
+    return problem and f"it needs Numba, which cannot be used here ({problem})"
 
 
 def _refuse_unknown(name: str, value: str, known: tuple[str, ...]) -> None:

@@ -1,8 +1,8 @@
-"""The reference engine: any transformers model, one token at a time, with its own cache.
+"""The reference engine: any transformers model, one token at a time, with the model's own cache.
 
-The filters are transformers' logits processors, so a reply is drawn from the same distribution as
-`model.generate` draws from; the random numbers are each request's own, so a seed gives the same
-reply whoever else is being answered.
+The logits pass through transformers' processors, so replies have the same distribution as those of
+`model.generate`. Each request has a random generator of its own, so that a seed gives the same
+reply whatever else is generated.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class ReferenceEngine:
-    """Generates with a model as it is; prompts are answered one after the other."""
+    """An engine that runs a transformers model and answers prompts one after the other."""
 
     def __init__(self, model: "PreTrainedModel | PeftModel", end_ids: Collection[int]) -> None:
         self.at_once = 1
@@ -39,49 +39,49 @@ class ReferenceEngine:
     ) -> Iterator[tuple[int, int]]:
         """Yield (index of prompt, token id); see Engine."""
         for index, prompt in enumerate(prompts):
-            for token in self._one(prompt, decoding):
+            for token in self._generate_one(prompt, decoding):
                 yield index, token
 
-    def _one(self, prompt: Sequence[int], decoding: Decoding) -> Iterator[int]:
+    def _generate_one(self, prompt: Sequence[int], decoding: Decoding) -> Iterator[int]:
         device = self._model.device
         processors = _processors(decoding)
         random = torch.Generator()
         random.manual_seed(decoding.seed) if decoding.seed is not None else random.seed()
         ids = torch.tensor([list(prompt)], device=device)
-        fresh, cache = ids, None
+        new, cache = ids, None  # the ids that the cache does not cover yet
         for _ in range(decoding.max_new_tokens):
             with torch.inference_mode():
-                out = self._model(fresh, past_key_values=cache, use_cache=True, logits_to_keep=1)
+                out = self._model(new, past_key_values=cache, use_cache=True, logits_to_keep=1)
                 scores = processors(ids, out.logits[:, -1].float())
-                fresh = _draw(scores, decoding, random).to(device)
-            ids, cache = torch.cat([ids, fresh], dim=1), out.past_key_values
-            token = int(fresh)
+                new = _choose(scores, decoding, random).to(device)
+            ids, cache = torch.cat([ids, new], dim=1), out.past_key_values
+            token = int(new)
             yield token
             if token in self._end_ids:
                 return
 
 
 def _processors(decoding: Decoding) -> LogitsProcessorList:
-    """In the order of `model.generate`."""
-    chosen = LogitsProcessorList()
+    """Return the processors that the parameters ask for, in the order of `model.generate`."""
+    processors = LogitsProcessorList()
     if decoding.repetition_penalty != 1:
-        chosen.append(RepetitionPenaltyLogitsProcessor(decoding.repetition_penalty))
+        processors.append(RepetitionPenaltyLogitsProcessor(decoding.repetition_penalty))
     if decoding.no_repeat_ngram:
-        chosen.append(NoRepeatNGramLogitsProcessor(decoding.no_repeat_ngram))
+        processors.append(NoRepeatNGramLogitsProcessor(decoding.no_repeat_ngram))
     if decoding.greedy:
-        return chosen
-    chosen.append(TemperatureLogitsWarper(decoding.temperature))
+        return processors
+    processors.append(TemperatureLogitsWarper(decoding.temperature))
     if decoding.top_k > 0:
-        chosen.append(TopKLogitsWarper(decoding.top_k))
+        processors.append(TopKLogitsWarper(decoding.top_k))
     if decoding.top_p < 1:
-        chosen.append(TopPLogitsWarper(decoding.top_p))
+        processors.append(TopPLogitsWarper(decoding.top_p))
     if decoding.min_p > 0:
-        chosen.append(MinPLogitsWarper(decoding.min_p))
-    return chosen
+        processors.append(MinPLogitsWarper(decoding.min_p))
+    return processors
 
 
-def _draw(scores: torch.Tensor, decoding: Decoding, random: torch.Generator) -> torch.Tensor:
+def _choose(scores: torch.Tensor, decoding: Decoding, random: torch.Generator) -> torch.Tensor:
     if decoding.greedy:
         return scores.argmax(dim=-1, keepdim=True)
-    # Drawn on the CPU: a seed then gives the same numbers on every device.
+    # Sampling on the CPU gives the same tokens for a seed on every device.
     return torch.multinomial(scores.softmax(dim=-1).cpu(), 1, generator=random)

@@ -1,7 +1,8 @@
-"""The next token from a row of logits, as transformers' logits processors would have it.
+"""Drawing the next token from a row of logits, with the results of transformers' logits processors.
 
-A vocabulary of 50,000 is never sorted where a few hundred of its likeliest tokens decide, and no
-operation of PyTorch's is called: twenty on a few numbers each take longer than the rest.
+Three things make it fast: a vocabulary of 50,000 is never sorted where its few hundred likeliest
+tokens decide, exponentials are one compiled pass, and PyTorch is not called, because twenty of its
+operations on a few numbers each take longer than all the rest.
 """
 
 from collections.abc import Sequence
@@ -10,31 +11,35 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from chattune.generate import kernels
 from chattune.generate.decoding import Decoding
+from chattune.kernels.sampling import exponentials, highest
 
 Floats = NDArray[np.floating[Any]]
 Ids = NDArray[np.int64]
 
-_FEW, _MANY = 256, 4096  # likeliest looked at in turn where no top_k says how many matter
+# Numbers of likeliest tokens that are tried in turn where no top_k says how many matter.
+_FEW, _MANY = 256, 4096
 
 
 def next_token(logits: Floats, decoding: Decoding, history: Sequence[int], uniform: float) -> int:
-    """Draw from logits (vocabulary), fp32, after `history` (prompt and reply so far).
+    """Draw a token id from logits (vocabulary), fp32.
 
-    `uniform` is a random number in [0, 1).
+    `history` is the prompt and the reply so far, `uniform` a random number in [0, 1).
     """
     logits = penalised(logits, decoding, history)
     if decoding.greedy:
         return int(logits.argmax())
-    ids, odds = candidates(logits, decoding)
-    reached = odds.cumsum()
-    index = int(reached.searchsorted(uniform * reached[-1], side="right"))
+    ids, probabilities = candidates(logits, decoding)
+    cumulative = probabilities.cumsum()
+    index = int(cumulative.searchsorted(uniform * cumulative[-1], side="right"))
     return int(ids[min(index, len(ids) - 1)])
 
 
 def penalised(logits: Floats, decoding: Decoding, history: Sequence[int]) -> Floats:
-    """Logits after repetition_penalty and no_repeat_ngram; the same ones where both are off."""
+    """Return the logits after repetition_penalty and no_repeat_ngram.
+
+    Where both are off, it is the same array.
+    """
     penalty, n = decoding.repetition_penalty, decoding.no_repeat_ngram
     if penalty == 1 and n == 0:
         return logits
@@ -52,48 +57,54 @@ def penalised(logits: Floats, decoding: Decoding, history: Sequence[int]) -> Flo
 
 
 def candidates(logits: Floats, decoding: Decoding) -> tuple[Ids, Floats]:
-    """Token ids that temperature, top_k, top_p and min_p leave, likeliest first, and their odds.
+    """Return the token ids that temperature, top_k, top_p and min_p leave, and their probabilities.
 
-    The odds, in fp64, sum to one; with all filters off the ids are the whole vocabulary, in order.
+    The likeliest comes first; with all filters off, it is the whole vocabulary in its order. The
+    probabilities (fp64) sum to one.
     """
     scores, ids, mass = _likeliest(logits, decoding)
-    odds = _odds(scores, decoding) / mass
+    probabilities = _exponentials(scores, decoding) / mass
     if decoding.top_p < 1:
-        before = odds.cumsum() - odds
-        odds = odds[: max(1, int((before < decoding.top_p).sum()))]
+        before = probabilities.cumsum() - probabilities
+        probabilities = probabilities[: max(1, int((before < decoding.top_p).sum()))]
     if decoding.min_p > 0:
-        odds = odds[odds >= decoding.min_p * odds[0]]
-    return ids[: len(odds)], odds / odds.sum()
+        probabilities = probabilities[probabilities >= decoding.min_p * probabilities[0]]
+    return ids[: len(probabilities)], probabilities / probabilities.sum()
 
 
 def _likeliest(logits: Floats, decoding: Decoding) -> tuple[Floats, Ids, float]:
-    """Scores and ids of all that may be kept, best first, and what their odds are shares of."""
+    """Return logits and ids of at least all tokens that the filters may keep, highest first.
+
+    The third value is the sum of the exponentials of which each token's share is its probability:
+    over the top_k where there is one, else over the vocabulary.
+    """
     size, k = len(logits), decoding.top_k
     if 0 < k < size:
         scores, ids = _top(logits, min(size, 2 * k))
-        if scores[-1] == scores[k - 1]:  # transformers keeps all ties of the last
+        if scores[-1] == scores[k - 1]:  # more tokens may tie with the last, and all are kept
             scores, ids = _sorted(logits, (logits >= scores[k - 1]).nonzero()[0])
         kept = int((scores >= scores[k - 1]).sum())
-        return scores[:kept], ids[:kept], _odds(scores[:kept], decoding).sum()
-    mass = _odds(logits, decoding).sum()
-    everything = np.arange(size)
+        return scores[:kept], ids[:kept], _exponentials(scores[:kept], decoding).sum()
+    mass = _exponentials(logits, decoding).sum()
+    all_ids = np.arange(size)
     if decoding.top_p == 1 and decoding.min_p == 0:
-        return logits, everything, mass
+        return logits, all_ids, mass
     for count in (_FEW, _MANY):
         if size > count:
             scores, ids = _top(logits, count)
-            odds = _odds(scores, decoding) / mass
-            if odds.sum() >= decoding.top_p or odds[-1] < decoding.min_p * odds[0]:
+            probabilities = _exponentials(scores, decoding) / mass
+            enough_mass = probabilities.sum() >= decoding.top_p
+            if enough_mass or probabilities[-1] < decoding.min_p * probabilities[0]:
                 return scores, ids, mass
-    return *_sorted(logits, everything), mass
+    return *_sorted(logits, all_ids), mass
 
 
-def _odds(scores: Floats, decoding: Decoding) -> Floats:
-    """Beside the best of them: e to the scores over the temperature."""
-    found = np.empty(len(scores), np.float32)
+def _exponentials(scores: Floats, decoding: Decoding) -> Floats:
+    """Return e to ((scores - the highest) / temperature), in fp64."""
+    result = np.empty(len(scores), np.float32)
     scores = np.ascontiguousarray(scores, np.float32)
-    kernels.odds(scores, scores.max(), np.float32(1 / decoding.temperature), found)
-    return found.astype(np.float64)
+    exponentials(scores, scores.max(), np.float32(1 / decoding.temperature), result)
+    return result.astype(np.float64)
 
 
 def _sorted(logits: Floats, ids: Ids) -> tuple[Floats, Ids]:
@@ -102,9 +113,9 @@ def _sorted(logits: Floats, ids: Ids) -> tuple[Floats, Ids]:
 
 
 def _top(logits: Floats, k: int) -> tuple[Floats, Ids]:
-    """The k highest and their ids, best first."""
+    """Return the k highest logits and their ids, highest first."""
     if k > _FEW:
         return _sorted(logits, np.argpartition(logits, -k)[-k:])
     scores, ids = np.empty(k, np.float32), np.empty(k, np.int64)
-    kernels.highest(np.ascontiguousarray(logits, np.float32), scores, ids)
+    highest(np.ascontiguousarray(logits, np.float32), scores, ids)
     return scores, ids

@@ -1,4 +1,4 @@
-"""An engine that says what it was given: chat, server and page are tested without a model."""
+"""The scripted engine: it replays given replies, so that chat and page can run without a model."""
 
 from collections.abc import Iterator, Sequence
 
@@ -6,7 +6,10 @@ from chattune.generate.decoding import Decoding
 
 
 class ScriptedEngine:
-    """Answers the n-th prompt it sees with the n-th reply, over and over; keeps the prompts."""
+    """An engine that answers each prompt with the next of `replies`, over and over.
+
+    `replies` holds token ids; `prompts` records the prompts in the order in which they came.
+    """
 
     def __init__(self, replies: Sequence[Sequence[int]]) -> None:
         self.at_once = 1

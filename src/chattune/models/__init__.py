@@ -1,4 +1,4 @@
-"""Load a base, alone or with a run's adapter."""
+"""Loading a base, alone or with a run's adapter."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,7 @@ class Loaded:
 
 
 def find(run_or_model: str | Path) -> tuple[Base, Run | None]:
-    """A finished run with its base, or any base by folder, Hub id or `starter`.
+    """Find a finished run and its base, or a base alone by its folder, Hub id or `starter`.
 
     Raises RunError or BaseError for what is missing, damaged or refused.
     """
@@ -46,7 +46,7 @@ def find(run_or_model: str | Path) -> tuple[Base, Run | None]:
 
 
 def load(run_or_model: str | Path, device: Device) -> Loaded:
-    """Load what `find` finds as transformers' modules, in fp32."""
+    """Load a run or a model, as `find` finds it, as transformers' modules in fp32."""
     base, run = find(run_or_model)
     model = load_adapted(run.folder, base, device) if run else load_base(base, device)
     template = Template.load(run.folder if run else base.folder)
@@ -54,12 +54,15 @@ def load(run_or_model: str | Path, device: Device) -> Loaded:
 
 
 def load_base(base: Base, device: Device, dtype: "torch.dtype | None" = None) -> "PreTrainedModel":
-    """The base's weights on the device, in evaluation mode; in fp32 unless another is given."""
+    """Load a base onto the device, in evaluation mode, in fp32 or the given dtype.
+
+    Raises BaseError if its weights cannot be read or do not fill the architecture.
+    """
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as hf_logging
 
-    hf_logging.disable_progress_bar()  # errors are raised, so nothing is lost
+    hf_logging.disable_progress_bar()  # not needed: errors are raised
     try:
         model, loaded = AutoModelForCausalLM.from_pretrained(
             base.folder,
@@ -72,10 +75,10 @@ def load_base(base: Base, device: Device, dtype: "torch.dtype | None" = None) ->
         raise BaseError(
             f"base {base.name}: its weights cannot be loaded ({first_line(error)})"
         ) from error
-    # transformers would start these at random, with a warning.
+    # transformers would initialise these at random, with no more than a warning.
     if absent := sorted({*loaded["missing_keys"], *map(str, loaded["mismatched_keys"])}):
         raise BaseError(f"base {base.name}: its weights lack {len(absent)} tensors, as {absent[0]}")
-    # The config describes how the weights lie on disk; peft and Trainer read this name.
+    # peft and Trainer write this name into their files as the base's.
     model.name_or_path = model.config._name_or_path = base.portable_name
     on_device: PreTrainedModel = model.to(device.torch).eval()
     return on_device
@@ -84,7 +87,7 @@ def load_base(base: Base, device: Device, dtype: "torch.dtype | None" = None) ->
 def load_adapted(
     folder: Path, base: Base, device: Device, dtype: "torch.dtype | None" = None
 ) -> "PeftModel":
-    """A base with the adapter that lies in `folder`.
+    """Load a base with the adapter that is stored in `folder`.
 
     Raises RunError if the adapter does not belong to this base.
     """
@@ -99,7 +102,7 @@ def load_adapted(
 
 
 def shape_of(base: Base) -> "PreTrainedModel":
-    """The base's modules without their weights (on PyTorch's meta device)."""
+    """Return the base's modules without weights, on PyTorch's meta device."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -110,7 +113,7 @@ def shape_of(base: Base) -> "PreTrainedModel":
 
 
 def positions(base: Base) -> int:
-    """Tokens that a base can see at once; a guess where its config does not say."""
+    """Return how many tokens a base can see at once: 2048 where its config does not say."""
     return base.positions or 2048
 
 

@@ -1,31 +1,31 @@
-"""The model card of a run: base, data, numbers and limits, from the run's own files."""
+"""The model card of a run: its base, data, results and limits, read from the run's own files."""
 
 from chattune.base import is_on_hub
 from chattune.run import Run
 
 
 def model_card(run: Run, *, merged: bool = False) -> str:
-    """Markdown with the metadata block that the Hub reads."""
+    """Return the card as Markdown that begins with the metadata block that the Hub reads."""
     recipe, facts = run.recipe, run.facts
-    data, result = facts["data"], facts["result"]
-    base = recipe.base
+    base, data, result = recipe.base, facts["data"], facts["result"]
     metadata = ["library_name: " + ("transformers" if merged else "peft"), "tags: [chattune, lora]"]
     if is_on_hub(base):
         metadata.insert(0, f"base_model: {base}")
     loss = result["validation_loss"]
     a_step = recipe.training.batch_size * recipe.training.accumulation
-    form = "The adapter is merged into the base's weights (fp32)."
-    if not merged:
-        form = "An adapter (LoRA) for the base named below."
+    kind = "LoRA adapter for the base named below"
+    if merged:
+        kind = "stand-alone model: the LoRA adapter is merged into the base's weights, in fp32"
     rows = [
         ("base", f"`{base}` (fingerprint `{facts['base']['fingerprint'][:16]}`)"),
         ("conversations", f"`{data['source']}` ({data['format']}), {data['train']:,} trained on"),
         ("tokens", f"{data['tokens']:,}, {data['supervised_tokens']:,} supervised"),
         ("adapter", f"LoRA r={recipe.lora.rank}, alpha={recipe.lora.alpha:g}"),
-        ("steps", f"{result['steps']:,} of {a_step} conversations; kept: {result['best_step']:,}"),
-        ("validation loss", "not measured" if loss is None else f"{loss:.4f} nats a token"),
+        ("steps", f"{result['steps']:,} of {a_step} conversations"),
+        ("adapter kept", f"that of step {result['best_step']:,}"),
+        ("validation loss", "not measured" if loss is None else f"{loss:.4f} nats per token"),
         ("device", f"{facts['device']['name']}, {result['seconds']:.0f} s"),
-    ]  # fmt: skip
+    ]
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     samples = "\n\n".join(
         f"**{sample['prompt']}**\n\n- base: {_quoted(sample['base']['text'])}\n"
@@ -38,27 +38,27 @@ def model_card(run: Run, *, merged: bool = False) -> str:
 
 # {run.folder.resolve().name}
 
-A chatbot tuned with chattune {facts["versions"]["chattune"]}.
-{form}
+A chatbot, tuned with chattune {facts["versions"]["chattune"]} and saved as a {kind}.
 
 | | |
 |---|---|
 {table}
 
-It was trained on the replies only, each closed by its end token; the chat template is stored with
-the tokenizer.
+The loss covers the replies alone, each with the end token that closes it. The chat template is
+stored with the tokenizer.
 
 ## Samples
 
-Not chosen: the first held-out questions, each answered once ({_settings(facts["decoding"])}).
+The first held-out questions, each answered once and not selected
+({_settings(facts["decoding"])}).
 
 {samples}
 
 ## Limits
 
-A small model tuned on a small set: it can be wrong with confidence, repeats what its data holds,
-biases included, knows nothing newer than its base, and must not be relied on for medical, legal or
-financial advice. The licences of the base and of the conversations apply to it.
+This is a small model tuned on a small data set. It can be confidently wrong, it repeats what its
+data holds, biases included, and it knows nothing newer than its base. Do not rely on it for
+medical, legal or financial advice. The licences of the base and of the conversations apply to it.
 """
 
 

@@ -1,13 +1,12 @@
-"""A run as a stand-alone model: the adapter folded into the base's weights, checked, described."""
+"""The export of a run as a stand-alone model: adapter merged into the base, verified, described."""
 
 import logging
 from pathlib import Path
-from typing import Any
 
 from chattune.base import find_base
 from chattune.device import find_device
 from chattune.errors import VerificationError
-from chattune.folders import refuse_in_use, whole_folder, write_bytes
+from chattune.folders import atomic_folder, check_output_folder, write_bytes
 from chattune.models import load_adapted, load_base
 from chattune.models.card import model_card
 from chattune.models.verify import TOLERANCE, logits_of, relative_difference
@@ -18,37 +17,34 @@ log = logging.getLogger(__name__)
 
 
 def export(run_folder: str | Path, merged: str | Path) -> Path:
-    """Write the run as a model that transformers loads without chattune.
+    """Write a run as a model that transformers loads without chattune; return its folder.
 
-    Weights are fp32 safetensors; the tokenizer carries the chat template; a model card comes with
-    them. Raises OutputError for a target that is not an empty folder, VerificationError if the
-    merged model, loaded again, computes other logits than base and adapter (1e-5 of the largest).
+    The folder holds fp32 safetensors, the tokenizer with the chat template, the sampling settings
+    and a model card. Raises OutputError if `merged` exists and is not an empty folder, and
+    VerificationError if the merged model, loaded again, computes other logits than base and
+    adapter did; then nothing is written.
     """
     from transformers import GenerationConfig
 
     run, target = Run.open(run_folder), Path(merged)
-    refuse_in_use(target, "--merged")
+    check_output_folder(target, "--merged")
     base, device = find_base(run.recipe.base), find_device()
     template = Template.load(run.folder)
-    model = load_adapted(run.folder, base, device)
+    adapted = load_adapted(run.folder, base, device)
     ids: list[int] = run.facts["probe_ids"]
-    expected = logits_of(model, ids)
-    whole = model.merge_and_unload()
-    whole.generation_config = GenerationConfig.from_pretrained(run.folder)
-    with whole_folder(target, "--merged") as aside:
-        whole.save_pretrained(aside)
-        template.tokenizer.save_pretrained(aside)
-        write_bytes(aside / CARD, model_card(run, merged=True).encode())
-        difference = _difference(aside, ids, expected)
-        if not difference <= TOLERANCE:
+    expected = logits_of(adapted, ids)
+    model = adapted.merge_and_unload()
+    model.generation_config = GenerationConfig.from_pretrained(run.folder)
+    with atomic_folder(target, "--merged") as folder:
+        model.save_pretrained(folder)
+        template.tokenizer.save_pretrained(folder)
+        write_bytes(folder / CARD, model_card(run, merged=True).encode())
+        saved = load_base(find_base(str(folder)), device)
+        difference = relative_difference(expected, logits_of(saved, ids))
+        if not difference <= TOLERANCE:  # also true of NaN
             raise VerificationError(
-                f"merged model: its logits differ by {difference:.2g} of their size from the "
+                f"merged model: its logits differ by {difference:.2g} of the largest from the "
                 f"adapter's (at most {TOLERANCE:g} is allowed); nothing was written"
             )
-    log.info("logits equal the adapter's to %.1g of their size", difference)
+    log.info("the merged model's logits differ from the adapter's by %.1g", difference)
     return target
-
-
-def _difference(folder: Path, ids: list[int], expected: Any) -> float:
-    model = load_base(find_base(str(folder)), find_device())
-    return relative_difference(expected, logits_of(model, ids))

@@ -1,4 +1,4 @@
-"""LoRA adapters through peft: on which modules, and put onto a base."""
+"""LoRA adapters through peft: the modules that get one, and adding them to a base."""
 
 import difflib
 from typing import TYPE_CHECKING
@@ -7,62 +7,74 @@ from chattune.errors import RecipeError
 from chattune.recipe import LoraRecipe
 
 if TYPE_CHECKING:
-    from peft import LoraConfig, PeftModel
+    from peft import PeftModel
+    from torch import nn
     from transformers import PreTrainedModel
 
 
-def linear_modules(model: "PreTrainedModel") -> dict[str, int]:
-    """Names of the block's linear modules, as a recipe may list them, with how many there are."""
+def target_modules(recipe: LoraRecipe, model: "PreTrainedModel") -> dict[str, list["nn.Module"]]:
+    """Return the linear modules that the recipe adapts, grouped by the name that it lists.
+
+    Raises RecipeError for a name that the model does not have; the error lists those it has.
+    """
+    known = _linear_modules(model)
+    if not known:
+        raise RecipeError(
+            "lora.targets: the base has no linear module to adapt; choose another base"
+        )
+    if recipe.targets == "all-linear":
+        return known
+    unknown = [name for name in recipe.targets if name not in known]
+    if unknown or not recipe.targets:
+        nearest = difflib.get_close_matches(unknown[0], known, n=1) if unknown else []
+        raise RecipeError(
+            f"lora.targets: {', '.join(unknown) or 'an empty list'} not in this base; it has "
+            f"{', '.join(sorted(known))}" + (f"; did you mean {nearest[0]}?" if nearest else "")
+        )
+    return {name: known[name] for name in recipe.targets}
+
+
+def adapter_weights(recipe: LoraRecipe, model: "PreTrainedModel") -> int:
+    """Return the number of weights that an adapter would have, all of them trained.
+
+    A module of shape (out, in) gets A (rank, in) and B (out, rank). Raises RecipeError as
+    `target_modules` does.
+    """
+    modules = [m for group in target_modules(recipe, model).values() for m in group]
+    return recipe.rank * sum(sum(module.get_parameter("weight").shape) for module in modules)
+
+
+def add_lora(model: "PreTrainedModel", recipe: LoraRecipe, seed: int) -> "PeftModel":
+    """Add a fresh adapter to a base in place; A is random and B zero, so no logit changes yet.
+
+    Raises RecipeError as `target_modules` does.
+    """
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers.pytorch_utils import Conv1D
+
+    groups = target_modules(recipe, model)
+    config = LoraConfig(
+        r=recipe.rank,
+        lora_alpha=recipe.alpha,
+        lora_dropout=recipe.dropout,
+        target_modules=sorted(groups) if recipe.targets == "all-linear" else recipe.targets,
+        fan_in_fan_out=all(isinstance(m, Conv1D) for group in groups.values() for m in group),
+        task_type="CAUSAL_LM",
+    )
+    torch.manual_seed(seed)
+    adapted: PeftModel = get_peft_model(model, config)
+    return adapted
+
+
+def _linear_modules(model: "PreTrainedModel") -> dict[str, list["nn.Module"]]:
+    """Return the layers' linear modules, grouped by the last part of their names."""
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
     output = model.get_output_embeddings()
-    counts: dict[str, int] = {}
+    groups: dict[str, list[nn.Module]] = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | Conv1D) and module is not output:
-            leaf = name.rpartition(".")[2]
-            counts[leaf] = counts.get(leaf, 0) + 1
-    return counts
-
-
-def check_targets(recipe: LoraRecipe, model: "PreTrainedModel") -> None:
-    """Raise RecipeError for targets that the model does not have; lists those it has."""
-    known = linear_modules(model)
-    if not known:
-        raise RecipeError("lora.targets: the base has no linear module to adapt")
-    wanted = recipe.targets if isinstance(recipe.targets, list) else []
-    unknown = [t for t in wanted if t not in known]
-    if unknown or recipe.targets == []:
-        near = difflib.get_close_matches(unknown[0], known, n=1) if unknown else []
-        raise RecipeError(
-            f"lora.targets: {', '.join(unknown) or 'an empty list'} not in this base; it has "
-            f"{', '.join(sorted(known))}" + (f"; did you mean {near[0]}?" if near else "")
-        )
-
-
-def lora_config(recipe: LoraRecipe, model: "PreTrainedModel") -> "LoraConfig":
-    """The recipe as peft's configuration."""
-    from peft import LoraConfig
-    from transformers.pytorch_utils import Conv1D
-
-    modules = {name.rpartition(".")[2]: m for name, m in model.named_modules()}
-    targets = sorted(linear_modules(model)) if recipe.targets == "all-linear" else recipe.targets
-    return LoraConfig(
-        r=recipe.rank,
-        lora_alpha=recipe.alpha,
-        lora_dropout=recipe.dropout,
-        target_modules=targets,
-        fan_in_fan_out=all(isinstance(modules[t], Conv1D) for t in targets),
-        task_type="CAUSAL_LM",
-    )
-
-
-def add_lora(model: "PreTrainedModel", recipe: LoraRecipe, seed: int) -> "PeftModel":
-    """Put a fresh adapter on a base (in place): A random, B zero, so that nothing changes yet."""
-    import torch
-    from peft import get_peft_model
-
-    check_targets(recipe, model)
-    torch.manual_seed(seed)
-    adapted: PeftModel = get_peft_model(model, lora_config(recipe, model))
-    return adapted
+            groups.setdefault(name.rpartition(".")[2], []).append(module)
+    return groups

@@ -1,8 +1,8 @@
 """A LoRA layer's forward and backward pass in the base's dtype, with the adapter kept in fp32.
 
-peft computes x @ A and @ B in fp32 on a copy of x; in bf16 the small products cost a quarter, and
-the input is saved once for the base and the adapter. Only how peft's own layer computes is
-changed: its parameters, names and saving are left alone.
+peft computes x @ A and @ B in fp32 on a copy of x. In bf16 the small products cost a quarter of
+that, and the input is saved once for base and adapter. Only how peft's own layer computes is
+changed: its parameters, names and saving stay.
 """
 
 from typing import Any
@@ -11,11 +11,11 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
-from chattune.models.dropout import drawn, dropped
+from chattune.kernels.dropout import draw_dropout, drop
 
 
 def speed_up_lora(model: nn.Module) -> None:
-    """Make every plain LoRA layer on a linear module (in place) compute fast."""
+    """Make every plain LoRA layer on a linear module compute fast, in place."""
     from peft.tuners.lora import Linear
 
     for module in model.modules():
@@ -50,7 +50,7 @@ def _fast_forward(module: Any) -> Any:
 
 
 class _LoraLinear(torch.autograd.Function):
-    """x W' + b + scaling dropout(x) A' B'; the base's weight and bias get no gradient."""
+    """x W' + bias + scaling dropout(x) A' B'; the base's weight and bias get no gradient."""
 
     @staticmethod
     def forward(
@@ -64,27 +64,27 @@ class _LoraLinear(torch.autograd.Function):
         p: float,
     ) -> torch.Tensor:
         rows = x.flatten(0, -2)
-        which = drawn(rows, p)
-        a = (a / (1 - p)).to(x.dtype)  # dropout's scale, here where it is cheap
-        down = dropped(rows, p, which) @ a.t()
+        draw = draw_dropout(rows, p)
+        a = (a / (1 - p)).to(x.dtype)  # dropout's scaling, applied to the small matrix
+        down = drop(rows, p, draw) @ a.t()
         result = linear(rows, weight, bias)
         result.addmm_(down, b.to(x.dtype).t(), alpha=scaling)
-        ctx.save_for_backward(rows, weight, a, b, down, which)
+        ctx.save_for_backward(rows, weight, a, b, down, draw)
         ctx.scaling, ctx.p, ctx.shape = scaling, p, x.shape
         return result.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        rows, weight, a, b, down, which = ctx.saved_tensors
+        rows, weight, a, b, down, draw = ctx.saved_tensors
         grad, p = grad.flatten(0, -2), ctx.p
         d_down = (grad @ b.to(grad.dtype)).mul_(ctx.scaling)
         d_b = (grad.t() @ down).to(b.dtype).mul_(ctx.scaling)
-        d_a = (d_down.t() @ dropped(rows, p, which)).to(b.dtype).div_(1 - p)
+        d_a = (d_down.t() @ drop(rows, p, draw)).to(b.dtype).div_(1 - p)
         d_x = None
         if ctx.needs_input_grad[0]:
             d_x = grad @ weight
             if p:
-                d_x += dropped(d_down @ a, p, which)
+                d_x += drop(d_down @ a, p, draw)
             else:
                 d_x.addmm_(d_down, a)
             d_x = d_x.view(ctx.shape)

@@ -1,77 +1,106 @@
-"""Conversations laid end to end in one row: does this model compute each as if alone?"""
+"""Fast training passes: quicker modules, and packs, which are conversations laid end to end."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from chattune.models.gpt_neo import speed_up
+from chattune.families import find_wing
 from chattune.models.lora_linear import speed_up_lora
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-# Of the largest logit. bf16 has 8 bits; over the layers of a model its roundings add up.
-_ALIKE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
-_LEAK = 1e-4
+# Largest difference between hidden states in a pack and alone, relative to the largest hidden
+# state. bf16 has 8 significant bits, and its rounding errors add up over the layers of a model.
+_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
+# Largest relative change when a conversation's neighbours change: nothing may depend on them.
+_LEAK_TOLERANCE = 1e-4
 
 
-def positions_of(lengths: Sequence[int], device: torch.device) -> torch.Tensor:
-    """Position ids (1, tokens) of a pack: each conversation counts from 0."""
-    return torch.cat([torch.arange(length) for length in lengths])[None].to(device)
+@dataclass(frozen=True)
+class Packing:
+    """How a model is given a pack.
 
-
-def prepare_packing(model: "PreTrainedModel | PeftModel") -> bool:
-    """Make the model fast in place; whether a pack computes what each conversation alone does.
-
-    Every model is tried, for what one makes of position ids that start anew (transformers'
-    convention for packs) is not written anywhere: it may ignore them, or carry state across.
+    `exact` says whether it computes each conversation of a pack as if it were alone; if not, it is
+    given single conversations. `takes_lengths` says whether it has a wing's `pack_lengths`.
     """
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if causal.config.model_type == "gpt_neo" and not causal.config.attention_dropout:
-        speed_up(causal)
+
+    exact: bool
+    takes_lengths: bool
+
+    def arguments(self, lengths: Sequence[int], device: torch.device) -> dict[str, Any]:
+        """Return what keeps the conversations of a pack apart in the inner model's forward pass.
+
+        `lengths` are their numbers of tokens. For a model without exact packs there is nothing.
+        """
+        if not self.exact:
+            assert len(lengths) == 1
+            return {}
+        positions = torch.cat([torch.arange(length) for length in lengths])[None].to(device)
+        by_length = {"pack_lengths": list(lengths)} if self.takes_lengths else {}
+        return {"position_ids": positions, **by_length}
+
+
+def speed_up_training(model: "PreTrainedModel | PeftModel") -> Packing:
+    """Make a model's forward and backward pass fast, in place, and find out how it takes packs."""
+    causal = causal_model(model)
+    wing = find_wing(causal.config.model_type)
+    takes_lengths = wing is not None and wing.speed_up_training(causal)
     speed_up_lora(model)
-    return _packs_exactly(causal)
+    return probe_packing(causal, takes_lengths=takes_lengths)
+
+
+def causal_model(model: "PreTrainedModel | PeftModel") -> "PreTrainedModel":
+    """Return the transformers model inside peft's, or the model itself."""
+    inner: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return inner
 
 
 @torch.no_grad()
-def _packs_exactly(model: "PreTrainedModel") -> bool:
+def probe_packing(model: "PreTrainedModel", *, takes_lengths: bool) -> Packing:
+    """Compute three conversations in a pack and each alone, and compare.
+
+    Every model is tried, because no documentation says what a model makes of position ids that
+    start anew, which is transformers' convention for packs: it may ignore them, or carry state from
+    one conversation to the next.
+    """
     was_training = model.training
     try:
-        return _each_as_if_alone(model.eval())
+        packing = Packing(True, takes_lengths)
+        exact = _equals_each_alone(model.eval(), packing)
     finally:
         model.train(was_training)
+    return packing if exact else Packing(False, takes_lengths)
 
 
-def _each_as_if_alone(model: "PreTrainedModel") -> bool:
-    most = model.config.get_text_config().to_dict().get("max_position_embeddings") or 2048
-    lengths = [min(n, most) for n in (300, 7, 40)]
-    first, second = lengths[0], lengths[0] + lengths[1]
+def _equals_each_alone(model: "PreTrainedModel", packing: Packing) -> bool:
+    positions = model.config.get_text_config().to_dict().get("max_position_embeddings") or 2048
+    lengths = [min(n, positions) for n in (300, 7, 40)]
+    middle = slice(lengths[0], lengths[0] + lengths[1])
     vocabulary = model.get_input_embeddings().weight.shape[0]
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(vocabulary, (2, sum(lengths)), generator=generator).to(model.device)
-    ids[1, first:second] = ids[0, first:second]
-    positions = positions_of(lengths, model.device)
+    ids[1, middle] = ids[0, middle]  # the same conversation among other neighbours
+    arguments = packing.arguments(lengths, model.device)
     try:
-        packed, other = (_hidden(model, row[None], positions) for row in ids)
+        packed, other = (_hidden_states(model, row[None], arguments) for row in ids)
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, TypeError, ValueError):  # no such argument, or no such kernel
         return False
-    alone = torch.cat(
-        [_hidden(model, part) for part in torch.split(ids[:1], lengths, dim=1)], dim=1
-    )
+    parts = torch.split(ids[:1], lengths, dim=1)
+    alone = torch.cat([_hidden_states(model, part, {}) for part in parts], dim=1)
     largest = alone.abs().max()
-    # The middle one among other neighbours: the same numbers, whatever they round to.
-    leaks = (packed - other)[:, first:second].abs().max() > _LEAK * largest
-    alike = (packed - alone).abs().max() <= _ALIKE.get(packed.dtype, 5e-2) * largest
-    return bool(alike and not leaks)
+    leaks = (packed - other)[:, middle].abs().max() > _LEAK_TOLERANCE * largest
+    tolerance = _TOLERANCE.get(packed.dtype, _TOLERANCE[torch.bfloat16])
+    return bool((packed - alone).abs().max() <= tolerance * largest and not leaks)
 
 
-def _hidden(
-    model: "PreTrainedModel", ids: torch.Tensor, positions: torch.Tensor | None = None
+def _hidden_states(
+    model: "PreTrainedModel", ids: torch.Tensor, arguments: dict[str, Any]
 ) -> torch.Tensor:
-    given = {} if positions is None else {"position_ids": positions}
-    states: torch.Tensor = model.base_model(ids, use_cache=False, **given).last_hidden_state
+    states: torch.Tensor = model.base_model(ids, use_cache=False, **arguments).last_hidden_state
     return states

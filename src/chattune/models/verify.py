@@ -1,11 +1,12 @@
-"""After a save, prove it: what lies on disk is what was trained.
+"""The proof after a save: a fresh process loads the run and must compute the same logits.
 
-`python -m chattune.models.verify RUN PROBE` is the fresh process that reloads a run.
+That process is `python -m chattune.models.verify RUN PROBE`.
 """
 
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,11 +20,11 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-TOLERANCE = 1e-5  # largest difference between logits, relative to the largest logit
+TOLERANCE = 1e-5  # the largest allowed difference between logits, relative to the largest logit
 
 
 def logits_of(model: "PreTrainedModel", ids: list[int]) -> "torch.Tensor":
-    """Logits in fp32 of one prompt, (tokens, vocabulary), on the CPU."""
+    """Return the logits of one prompt, (tokens, vocabulary), in fp32 on the CPU."""
     import torch
 
     model.eval()
@@ -33,75 +34,80 @@ def logits_of(model: "PreTrainedModel", ids: list[int]) -> "torch.Tensor":
 
 
 def relative_difference(a: "torch.Tensor", b: "torch.Tensor") -> float:
-    """Largest difference of two tensors over the largest value in the first."""
+    """Return the largest difference between two tensors, divided by the largest value of `a`."""
     return float((a - b).abs().max() / a.abs().max())
 
 
 def verify_run(
     folder: Path, ids: list[int], in_memory: "torch.Tensor", base_dtype: "torch.dtype"
 ) -> float:
-    """Reload the run in a fresh process and compare; the difference found.
+    """Load a saved run in a fresh process and return the relative difference of its logits.
 
-    `base_dtype` is what the base was rounded to in training; both sides compute in fp32.
-    Raises VerificationError if the adapter misses keys, is not finite, has a B that is zero (it
-    learned nothing), or computes other logits than the model in memory.
+    `in_memory` are the trained model's logits for `ids`. `base_dtype` is the dtype that the base's
+    weights had in training; after this rounding both sides compute in fp32. Raises
+    VerificationError if `check_adapter` does, if the run cannot be loaded, or if the difference is
+    above TOLERANCE.
     """
-    import tempfile
-
     import torch
     from safetensors.torch import save_file
 
     check_adapter(folder)
-    with tempfile.TemporaryDirectory() as aside:
-        probe = Path(aside) / "probe.safetensors"
+    with tempfile.TemporaryDirectory() as temporary:
+        probe = Path(temporary) / "probe.safetensors"
         tensors = {
             "ids": torch.tensor(ids),
             "logits": in_memory.contiguous(),
             "base_dtype": torch.empty(0, dtype=base_dtype),
         }
         save_file(tensors, probe)
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-m", "chattune.models.verify", str(folder), str(probe)],
             capture_output=True,
             text=True,
             check=False,
         )
-    if done.returncode != 0:
-        raise VerificationError(f"run {folder}: cannot be loaded again:\n{done.stderr[-2000:]}")
-    difference = float(json.loads(done.stdout)["difference"])
-    if not difference <= TOLERANCE:
+    if process.returncode != 0:
+        raise VerificationError(f"run {folder}: cannot be loaded again:\n{process.stderr[-2000:]}")
+    difference = float(json.loads(process.stdout)["difference"])
+    if not difference <= TOLERANCE:  # also true of NaN
         raise VerificationError(
-            f"run {folder}: loaded again, its logits differ by {difference:.2g} of their size from "
-            f"those in memory (at most {TOLERANCE:g} is allowed)"
+            f"run {folder}: after loading it again its logits differ by {difference:.2g} of the "
+            f"largest from those in memory (at most {TOLERANCE:g} is allowed)"
         )
     return difference
 
 
 def check_adapter(folder: Path) -> None:
-    """Look at the saved tensors: pairs complete, finite, and B moved away from zero."""
+    """Raise VerificationError unless the saved adapter has trained, finite A and B in pairs.
+
+    B starts as zero, so one that still is has learned nothing.
+    """
     from safetensors.torch import load_file
 
     tensors = load_file(folder / ADAPTER[1])
-    targets = {k.replace("lora_B", "lora_A") for k in tensors if "lora_B" in k}
-    if not targets or targets != {k for k in tensors if "lora_A" in k}:
+    expected = {name.replace("lora_B", "lora_A") for name in tensors if "lora_B" in name}
+    if not expected or expected != {name for name in tensors if "lora_A" in name}:
         raise VerificationError(f"run {folder}: {ADAPTER[1]} has lost some of its A or B matrices")
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
-            raise VerificationError(f"run {folder}: {name} is not finite; training diverged")
+            raise VerificationError(
+                f"run {folder}: {name} is not finite, so training diverged; lower "
+                "training.learning_rate"
+            )
         if "lora_B" in name and not tensor.any():
             raise VerificationError(f"run {folder}: {name} is zero; training did not reach it")
 
 
-def main(folder: str, probe: str) -> None:
-    """Load the run as anybody would, and report how far its logits are from the probe's."""
+def main(run_folder: str, probe_file: str) -> None:
+    """Load a run as any user would, and print the difference of its logits from the probe's."""
     from safetensors.torch import load_file
 
-    tensors = load_file(probe)
-    path = Path(folder)
-    base, dtype = find_base(read_recipe(path).base), tensors["base_dtype"].dtype
-    model = load_adapted(path, base, find_device(), dtype).float()
-    logits = logits_of(model, tensors["ids"].tolist())
-    sys.stdout.write(json.dumps({"difference": relative_difference(tensors["logits"], logits)}))
+    probe = load_file(probe_file)
+    folder, dtype = Path(run_folder), probe["base_dtype"].dtype
+    base = find_base(read_recipe(folder).base)
+    model = load_adapted(folder, base, find_device(), dtype).float()
+    logits = logits_of(model, probe["ids"].tolist())
+    sys.stdout.write(json.dumps({"difference": relative_difference(probe["logits"], logits)}))
 
 
 if __name__ == "__main__":

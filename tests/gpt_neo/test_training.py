@@ -1,4 +1,4 @@
-"""The fast path computes what transformers' eager GPT-Neo computes, alone and packed."""
+"""GPT-Neo's fast training path computes what transformers' eager path does, alone and in packs."""
 
 import copy
 from typing import Any
@@ -8,16 +8,17 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
-from chattune.models.packing import positions_of, prepare_packing
+from chattune.models.packing import Packing, speed_up_training
 from chattune.models.verify import relative_difference
 
 LENGTHS = [1, 255, 256, 257, 512, 2048]
+PACKING = Packing(exact=True, takes_lengths=True)
 BOUND = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
 
 @pytest.fixture(scope="module")
 def eager() -> Any:
-    """Two layers (global, local) with GPT-Neo's own window and an adapter that does something."""
+    """Two layers (global, local) with GPT-Neo's own window, and an adapter whose B is not zero."""
     torch.manual_seed(0)
     model = GPTNeoForCausalLM(
         GPTNeoConfig(
@@ -39,12 +40,12 @@ def eager() -> Any:
 
 
 def fast(model: Any, dtype: torch.dtype) -> Any:
-    """A copy with the base in `dtype` and the adapter in fp32, on the fast path."""
+    """Return a copy with the base in `dtype` and the adapter in fp32, on the fast path."""
     quick = copy.deepcopy(model)
     for name, weight in quick.named_parameters():
         if "lora_" not in name:
             weight.data = weight.data.to(dtype)
-    assert prepare_packing(quick)
+    assert speed_up_training(quick) == PACKING
     return quick
 
 
@@ -52,10 +53,17 @@ def tokens(length: int) -> torch.Tensor:
     return torch.randint(131, (1, length), generator=torch.Generator().manual_seed(length))
 
 
-def outcome(model: Any, ids: torch.Tensor, **given: Any) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Logits, and the adapter's gradients of a loss that every logit takes part in."""
+def pack(lengths: list[int]) -> dict[str, Any]:
+    """Return the arguments that tell the model where the conversations of a pack begin."""
+    return PACKING.arguments(lengths, torch.device("cpu"))
+
+
+def logits_and_gradients(
+    model: Any, ids: torch.Tensor, **arguments: Any
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Return logits, and the adapter's gradients of a loss that depends on every logit."""
     model.zero_grad()
-    logits = model(ids, use_cache=False, **given).logits.float()
+    logits = model(ids, use_cache=False, **arguments).logits.float()
     weights = torch.linspace(-1, 1, logits.numel()).view_as(logits).sin()
     (logits * weights).sum().backward()
     grads = [w.grad.clone() for n, w in model.named_parameters() if "lora_" in n]
@@ -73,14 +81,12 @@ def test_logits_and_adapter_gradients_equal_eager(
         for name, weight in reference.named_parameters():
             if "lora_" not in name:
                 weight.data = weight.data.bfloat16().float()
-    expected, grads = outcome(reference, ids)
-    got, got_grads = outcome(
-        fast(eager, dtype), ids, position_ids=positions_of([length], ids.device)
-    )
-    assert relative_difference(expected, got) <= BOUND[dtype]
-    scale = max(float(g.abs().max()) for g in grads)
-    for theirs, ours in zip(grads, got_grads, strict=True):
-        assert float((theirs - ours).abs().max()) <= BOUND[dtype] * scale
+    expected, expected_grads = logits_and_gradients(reference, ids)
+    logits, grads = logits_and_gradients(fast(eager, dtype), ids, **pack([length]))
+    assert relative_difference(expected, logits) <= BOUND[dtype]
+    largest = max(float(g.abs().max()) for g in expected_grads)
+    for theirs, ours in zip(expected_grads, grads, strict=True):
+        assert float((theirs - ours).abs().max()) <= BOUND[dtype] * largest
 
 
 @pytest.mark.parametrize(
@@ -90,9 +96,7 @@ def test_a_pack_equals_its_conversations_one_by_one(eager: Any, lengths: list[in
     quick = fast(eager, torch.float32)
     ids = tokens(sum(lengths))
     with torch.no_grad():
-        packed = quick(ids, position_ids=positions_of(lengths, ids.device), use_cache=False).logits[
-            0
-        ]
+        packed = quick(ids, use_cache=False, **pack(lengths)).logits[0]
         alone = torch.cat([eager(part).logits[0] for part in ids.split(lengths, dim=1)])
     assert relative_difference(alone, packed) <= 1e-5
 
@@ -102,7 +106,7 @@ def test_a_pack_may_begin_at_other_positions(eager: Any) -> None:
     ids = tokens(74)
     with torch.no_grad():
         packed = fast(eager, torch.float32)(
-            ids, position_ids=torch.cat([later, first], 1), use_cache=False
+            ids, position_ids=torch.cat([later, first], 1), pack_lengths=[44, 30], use_cache=False
         ).logits
         alone = [
             eager(ids[:, :44], position_ids=later, use_cache=False).logits,
@@ -111,8 +115,8 @@ def test_a_pack_may_begin_at_other_positions(eager: Any) -> None:
     assert relative_difference(torch.cat(alone, 1), packed) <= 1e-5
 
 
-def test_calls_that_are_no_pack_go_on_as_before(eager: Any) -> None:
-    """A padded batch, and generate with its cache: what peft and TRL do with the model."""
+def test_other_calls_are_computed_as_before(eager: Any) -> None:
+    """A padded batch, and generate() with its cache: what peft and TRL do with the model."""
     quick = fast(eager, torch.float32)
     ids = torch.cat([tokens(20), tokens(20).flip(1)])
     mask = torch.ones_like(ids)
@@ -139,7 +143,7 @@ def test_dropout_keeps_the_mean_and_differs_from_call_to_call(eager: Any) -> Non
     assert drawn.std(dim=0).min() > 0
     spread = drawn.std(dim=0) / 4000**0.5
     assert ((drawn.mean(dim=0) - plain).abs() < 5 * spread).all()
-    # And the gradient is that of the very mask that was drawn.
+    # The gradient belongs to the mask that was drawn in the forward pass.
     layer.train()
     torch.manual_seed(2)
     layer(x).sum().backward()

@@ -1,0 +1,228 @@
+"""GPT-Neo's forward pass with a cache of keys and values, for decoding on a CPU.
+
+The residual stream and attention are in fp32, the matrices in the precision that the weights were
+rounded to, the cache in bf16 if they were rounded at all. Prompts are computed in chunks by
+PyTorch's operations, with matrix products by whichever code is faster (`products.Linear`); single
+tokens by compiled loops, one call a layer (`block`). Local layers cache their window and a little
+more.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn.functional import embedding, layer_norm, scaled_dot_product_attention
+
+from chattune.gpt_neo.block import add_dot_products, block
+from chattune.gpt_neo.weights import GptNeoWeights
+from chattune.kernels.jit import as_array, run_kernel
+from chattune.kernels.products import Linear, multiply, padded
+
+_CHUNK = 512  # tokens of a prompt that are computed at once
+_ATTENTION_BLOCK = 64  # queries of a chunk whose attention is computed at once
+# Tokens before the window that a local layer keeps: a prompt that differs from the cached one in
+# its last few tokens, as the next turn of a chat may, can then still be continued.
+_EXTRA = 64
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One block: its norms (weight, bias) and linear layers, and its cache for every slot.
+
+    `keys` and `values` are (slots, heads, capacity, head size). `arrays` holds all of these as
+    NumPy arrays, in the order in which `block` takes them.
+    """
+
+    ln_1: tuple[torch.Tensor, torch.Tensor]
+    qkv: Linear
+    out: Linear
+    ln_2: tuple[torch.Tensor, torch.Tensor]
+    fc: Linear
+    proj: Linear
+    is_local: bool
+    keys: torch.Tensor
+    values: torch.Tensor
+    arrays: tuple[NDArray[Any], ...]
+
+
+class GptNeoDecoder:
+    """A GPT-Neo model with a cache that has one row per slot; see `families.Decoder`."""
+
+    def __init__(self, weights: GptNeoWeights, slots: int, *, bf16: bool) -> None:
+        tensors = weights.tensors
+        self.slots = slots
+        self.positions = weights.positions
+        self._bf16 = bf16
+        self._wte, self._wpe = tensors["wte"], tensors["wpe"]
+        self._head, self._head_mean = _with_scale(tensors, "head"), tensors["head.mean"]
+        self._ln_f = tensors["ln_f"], tensors["ln_f.bias"]
+        self._heads, self._width = weights.heads, self._wte.shape[1]
+        self._window, self._epsilon = weights.window, weights.epsilon
+        self._kept = self._window + _EXTRA  # tokens that stay in a local layer when it is full
+        # For each slot the position of the first token that its local layers hold.
+        self._local_start = [0] * slots
+        self._layers = [self._layer(weights, i) for i in range(weights.layers)]
+        self._local_layers = [layer for layer in self._layers if layer.is_local]
+
+    def _layer(self, weights: GptNeoWeights, i: int) -> _Layer:
+        tensors, is_local = weights.tensors, weights.is_local[i]
+        capacity = min(self._kept + _CHUNK, self.positions) if is_local else self.positions
+        shape = self.slots, self._heads, capacity, self._width // self._heads
+        rounded = self._wte.dtype != torch.float32
+        keys, values = _zeros(shape, bf16=rounded), _zeros(shape, bf16=rounded)
+
+        def norm(name: str) -> tuple[torch.Tensor, torch.Tensor]:
+            return tensors[f"{i}.{name}"], tensors[f"{i}.{name}.bias"]
+
+        def linear(name: str) -> Linear:
+            weight, scale = _with_scale(tensors, f"{i}.{name}")
+            bias = tensors.get(f"{i}.{name}.bias", torch.zeros(len(weight)))
+            return Linear(weight, scale, bias, bf16=self._bf16)
+
+        ln_1, qkv, out = norm("ln_1"), linear("qkv"), linear("out")
+        ln_2, fc, proj = norm("ln_2"), linear("fc"), linear("proj")
+        in_order = [*ln_1, *_parts(qkv), *_parts(out), *ln_2, *_parts(fc), *_parts(proj)]
+        arrays = tuple(as_array(tensor) for tensor in (*in_order, keys, values))
+        return _Layer(ln_1, qkv, out, ln_2, fc, proj, is_local, keys, values, arrays)
+
+    def rewind(self, slot: int, length: int) -> int:
+        """Return how many of a slot's first `length` tokens can be continued from: all, or 0."""
+        start = self._local_start[slot]
+        if start > 0 and length - self._window + 1 < start:
+            length = 0  # a local layer no longer holds what the next token would see
+        if length == 0:
+            self._local_start[slot] = 0
+        return length
+
+    def prefill(self, slot: int, tokens: Sequence[int], start: int) -> torch.Tensor:
+        """Compute tokens from position `start` on; return the last one's logits (vocabulary)."""
+        for i in range(0, len(tokens), _CHUNK):
+            h = self._prefill_chunk(slot, tokens[i : i + _CHUNK], start + i)
+        return self._logits(h)[0]
+
+    def decode(
+        self, slots: Sequence[int], tokens: Sequence[int], lengths: Sequence[int]
+    ) -> torch.Tensor:
+        """Compute one more token in each slot; return its logits (slots, vocabulary), fp32."""
+        for slot, length in zip(slots, lengths, strict=True):
+            self._free_local_caches(slot, length, 1)
+        h = padded(self._embed(tokens, lengths))
+        starts = np.array([self._local_start[slot] for slot in slots])
+        # Where in its cache a token goes, and the first place that it sees, by kind of layer.
+        ends = {False: np.array(lengths), True: np.array(lengths) - starts}
+        lows = {False: 0 * starts, True: np.maximum(0, ends[True] - self._window + 1)}
+        rows, slot_array = as_array(h), np.array(slots)
+        for layer in self._layers:
+            places = slot_array, lows[layer.is_local], ends[layer.is_local]
+            run_kernel(block, rows, *layer.arrays, *places, self._epsilon)
+        return self._logits(h[: len(slots)])
+
+    def _prefill_chunk(self, slot: int, tokens: Sequence[int], start: int) -> torch.Tensor:
+        """Return the last token's hidden state (1, width) after all layers.
+
+        The last layer needs every token's key and value, but only the last token's query.
+        """
+        count, stop = len(tokens), start + len(tokens)
+        self._free_local_caches(slot, start, count)
+        h = self._embed(tokens, range(start, stop))
+        for layer in self._layers:
+            q, k, v = self._project(layer, h)
+            first = self._local_start[slot] if layer.is_local else 0
+            layer.keys[slot, :, start - first : stop - first] = k.transpose(0, 1)
+            layer.values[slot, :, start - first : stop - first] = v.transpose(0, 1)
+            if layer is self._layers[-1]:
+                q, h = q[-1:], h[-1:]
+            h = self._after_attention(layer, h, self._attend(layer, slot, q, stop - len(q)))
+        return h
+
+    def _free_local_caches(self, slot: int, length: int, count: int) -> None:
+        """Move what local layers still need to the front if `count` more tokens do not fit.
+
+        `length` is the number of tokens that the slot holds.
+        """
+        if not self._local_layers:
+            return
+        start = self._local_start[slot]
+        if length - start + count <= self._local_layers[0].keys.shape[2]:
+            return
+        new_start = max(start, length - self._kept)
+        for layer in self._local_layers:
+            for cache in (layer.keys, layer.values):
+                kept = cache[slot, :, new_start - start : length - start].clone()
+                cache[slot, :, : length - new_start] = kept
+        self._local_start[slot] = new_start
+
+    def _embed(self, tokens: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
+        token_ids, position_ids = torch.tensor(tokens), torch.tensor(list(positions))
+        return embedding(token_ids, self._wte).float() + embedding(position_ids, self._wpe).float()
+
+    def _project(self, layer: _Layer, h: torch.Tensor) -> Any:
+        """Return query, key and value, each (tokens, heads, head size) in fp32."""
+        x = layer_norm(h, (self._width,), *layer.ln_1, self._epsilon)
+        return layer.qkv(x).view(len(h), 3, self._heads, -1).unbind(1)
+
+    def _attend(self, layer: _Layer, slot: int, q: torch.Tensor, start: int) -> torch.Tensor:
+        """Return the attention of queries (tokens, heads, head size), the first at `start`.
+
+        It is computed block by block, so that keys which no query of a block can see, because they
+        are behind it or beyond the window, are left out. The result has the shape of q.
+        """
+        first = self._local_start[slot] if layer.is_local else 0
+        reach = self._window if layer.is_local else self.positions
+        lowest = max(first, start - reach + 1)  # the first position that any query sees
+        cached = slot, slice(None), slice(lowest - first, start + len(q) - first)
+        keys, values = layer.keys[cached].float(), layer.values[cached].float()
+        mixed = torch.empty_like(q)
+        for i in range(0, len(q), _ATTENTION_BLOCK):
+            queries = q[i : i + _ATTENTION_BLOCK]
+            block_start, stop = start + i, start + i + len(queries)
+            low = max(lowest, block_start - reach + 1)
+            distance = torch.arange(block_start, stop)[:, None] - torch.arange(low, stop)
+            attended = scaled_dot_product_attention(
+                queries.transpose(0, 1)[None],
+                keys[None, :, low - lowest : stop - lowest],
+                values[None, :, low - lowest : stop - lowest],
+                attn_mask=(distance >= 0) & (distance < reach),
+                scale=1.0,  # GPT-Neo does not divide scores by the square root of the head's size
+            )
+            mixed[i : i + _ATTENTION_BLOCK] = attended[0].transpose(0, 1)
+        return mixed
+
+    def _after_attention(self, layer: _Layer, h: torch.Tensor, mixed: torch.Tensor) -> torch.Tensor:
+        """Return the block's result, given attention's (tokens, heads, head size); changes h."""
+        h = layer.out(mixed.reshape(len(h), -1), add_to=h)
+        x = layer_norm(h, (self._width,), *layer.ln_2, self._epsilon)
+        return layer.proj(layer.fc(x, gelu=True), add_to=h)
+
+    def _logits(self, h: torch.Tensor) -> torch.Tensor:
+        """Return the logits (tokens, vocabulary) of hidden states (tokens, width)."""
+        x = layer_norm(h, (self._width,), *self._ln_f, self._epsilon)
+        logits = multiply(x, *self._head)
+        # The mean row of the output layer is kept apart: see weights.py.
+        run_kernel(add_dot_products, *map(as_array, (x, self._head_mean, logits)))
+        return logits
+
+
+def _zeros(shape: tuple[int, ...], *, bf16: bool) -> torch.Tensor:
+    """Return zeros in bf16 or fp32 that take memory only where something is written.
+
+    NumPy asks the system for zeroed pages, which exist from the first write on; PyTorch writes.
+    """
+    if bf16:
+        return torch.from_numpy(np.zeros(shape, np.uint16)).view(torch.bfloat16)
+    return torch.from_numpy(np.zeros(shape, np.float32))
+
+
+def _with_scale(
+    tensors: Mapping[str, torch.Tensor], name: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a matrix and the scales of its rows: ones, unless it is in int8."""
+    weight = tensors[name]
+    return weight, tensors.get(f"{name}.scale", torch.ones(len(weight)))
+
+
+def _parts(linear: Linear) -> tuple[torch.Tensor, ...]:
+    return linear.weight, linear.scale, linear.bias

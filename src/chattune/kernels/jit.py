@@ -1,0 +1,108 @@
+"""Compile loops for this machine with Numba, keep the result on disk, and run it.
+
+Where PyTorch has no fused operation for a CPU, one compiled loop reads memory once instead of once
+per operation. Numba needs no compiler on the user's machine. Arrays of bf16 numbers are uint16
+here, which holds their bits; arithmetic is in fp32, or in int32 where the weights are int8.
+"""
+
+import functools
+import hashlib
+import tempfile
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numba
+import torch
+from numpy.typing import NDArray
+
+from chattune.folders import cache_folder
+
+# Numba's portable threading layer (workqueue) ends the process when two threads enter it at once.
+# A forked child must not call kernels: it may inherit the lock while it is held.
+_RUNNING = threading.Lock()
+
+
+def compiled(**options: Any) -> Any:
+    """Return Numba's decorator with chattune's settings and, where possible, a cache on disk.
+
+    Use `fastmath=True` only for functions that return a sum and write to no array. At each call
+    LLVM chooses between a vector loop and a scalar loop by how arrays are aligned in memory; under
+    fastmath the two round differently, so an array written there would not have the same bits
+    again.
+    """
+
+    def decorate(function: Any) -> Any:
+        # error_model "python" tests every divisor for zero, which prevents vector loops.
+        settings = {"nogil": True, "error_model": "numpy"} | options
+        folder = _cache_folder(function.__code__.co_filename)
+        if folder is None:
+            return numba.njit(**settings)(function)
+        before = numba.config.CACHE_DIR
+        numba.config.CACHE_DIR = folder  # read while the decorator runs, and only then
+        try:
+            return _with_safe_cache(numba.njit(cache=True, **settings)(function))
+        finally:
+            numba.config.CACHE_DIR = before
+
+    return decorate
+
+
+@functools.cache
+def _cache_folder(source: str) -> str | None:
+    """Return a cache folder for the code in `source`, or None where nothing can be written.
+
+    Numba compiles a function again when its own file changes, but not when a function that it calls
+    in another file does. All compiled code is therefore hashed together into the folder's name.
+    """
+    try:
+        code = hashlib.sha256()
+        for path in (*sorted(Path(__file__).parent.glob("*.py")), Path(source)):
+            code.update(path.read_bytes())
+        parent = Path(numba.config.CACHE_DIR or cache_folder() / "compiled")
+        folder = parent / code.hexdigest()[:16]
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return str(folder)
+    except (OSError, RuntimeError):  # a read-only file system; no home folder
+        return None
+
+
+def _with_safe_cache(dispatcher: Any) -> Any:
+    """Make a full disk or a damaged cache file cost a compilation instead of an exception.
+
+    This is the only use of Numba's private `_cache`; Numba offers no setting for it.
+    """
+    for name in ("load_overload", "save_overload"):
+        setattr(dispatcher._cache, name, _none_on_error(getattr(dispatcher._cache, name)))
+    return dispatcher
+
+
+def _none_on_error(access: Any) -> Any:
+    def attempt(*arguments: Any) -> Any:
+        with suppress(Exception):  # unpickling a damaged file raises exceptions of many kinds
+            return access(*arguments)
+
+    return attempt
+
+
+def as_array(tensor: torch.Tensor) -> NDArray[Any]:
+    """Return a NumPy array over the tensor's memory; bf16 becomes uint16, the bits of its numbers.
+
+    A tensor that is not contiguous is copied.
+    """
+    tensor = tensor.contiguous()
+    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def run_kernel(kernel: Any, *arguments: Any) -> None:
+    """Run a compiled function on as many threads as PyTorch uses; one runs at a time."""
+    threads = torch.get_num_threads()
+    with _RUNNING:
+        numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+        # Where both use the same OpenMP library, Numba's first start changes PyTorch's setting
+        # (https://github.com/numba/numba/issues/9387).
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+        kernel(*arguments)

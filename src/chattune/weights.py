@@ -1,0 +1,133 @@
+"""Weights for decoding: a base's tensors with a run's adapter merged, rounded, and kept for later.
+
+Tensors are read from safetensors one by one, without building transformers' modules, so that a
+model of 1.3 billion parameters that was rounded to int8 once is ready within seconds.
+"""
+
+import hashlib
+import json
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from chattune.base import Base
+from chattune.errors import BaseError
+from chattune.run import ADAPTER, INT8, save_into
+
+Precision = Literal["fp32", "bf16", "int8"]
+Tensors = dict[str, torch.Tensor]
+_FORMAT = "2"  # of the file that keeps int8 weights; to be raised when their meaning changes
+
+
+@dataclass(frozen=True)
+class MergedTensors:
+    """Tensors of a base in fp32, the update of a run's adapter added.
+
+    `files` maps a tensor's name, without the architecture's `prefix`, to its open file and its name
+    there.
+    """
+
+    base: Base
+    prefix: str
+    files: dict[str, tuple[Any, str]]
+    adapter: Tensors
+    scaling: float
+
+    def __call__(self, name: str) -> torch.Tensor:
+        """Return one tensor. Raises BaseError if the base's files do not have it."""
+        if name not in self.files:
+            raise BaseError(f"base {self.base.name}: its weights lack {name}")
+        file, stored_name = self.files[name]
+        weight: torch.Tensor = file.get_tensor(stored_name).float()
+        key = f"base_model.model.{self.prefix}{name.removesuffix('weight')}"
+        if f"{key}lora_A.weight" in self.adapter:
+            a, b = (self.adapter[f"{key}lora_{x}.weight"].float() for x in "AB")
+            weight = weight + self.scaling * (b @ a)
+        return weight
+
+
+@contextmanager
+def merged_tensors(base: Base, run: Path | None, prefix: str) -> Iterator[MergedTensors]:
+    """Open a base's files, and the adapter of the run in folder `run` if one is given.
+
+    `prefix` stands before the names of the architecture's inner model, such as `transformer.`; the
+    files may have it or not. Raises BaseError for a file that cannot be read.
+    """
+    with ExitStack() as stack:
+        files: dict[str, tuple[Any, str]] = {}
+        for path in sorted(base.folder.glob("*.safetensors")):
+            try:
+                file = stack.enter_context(safe_open(path, framework="pt"))
+            except (OSError, SafetensorError) as error:
+                raise BaseError(
+                    f"base {base.name}: {path.name} cannot be read ({error})"
+                ) from error
+            names = file.keys()  # an open file is not iterable itself
+            files |= {name.removeprefix(prefix): (file, name) for name in names}
+        if run is None:
+            yield MergedTensors(base, prefix, files, {}, 0.0)
+        else:
+            config = json.loads((run / ADAPTER[0]).read_text("utf-8"))
+            scaling = config["lora_alpha"] / config["r"]
+            yield MergedTensors(base, prefix, files, load_file(run / ADAPTER[1]), scaling)
+
+
+def rounded(
+    tensors: Iterable[tuple[str, torch.Tensor]], precision: Precision, embeddings: Collection[str]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield named tensors with the matrices in `precision`; a matrix in int8 has a `.scale` too.
+
+    `embeddings` are the names of matrices of which a token reads single rows: they are rounded to
+    bf16 at most. Vectors stay in fp32.
+    """
+    for name, tensor in tensors:
+        if tensor.dim() < 2 or precision == "fp32":
+            yield name, tensor.contiguous()
+        elif precision == "bf16" or name in embeddings:
+            yield name, tensor.bfloat16()
+        else:
+            yield name, (int8 := to_int8(tensor))[0]
+            yield f"{name}.scale", int8[1]
+
+
+def to_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Round a matrix (out, in) to int8 with an fp32 scale per row: weight = int8 * scale.
+
+    The rounding is symmetric: a row's largest absolute value becomes 127 or -127.
+    """
+    lowest, highest = weight.aminmax(dim=1)
+    scale = (torch.maximum(-lowest, highest) / 127).clamp_min_(1e-12)
+    return (weight / scale[:, None]).round_().clamp_(-127, 127).to(torch.int8), scale
+
+
+def saved_int8(base: Base, run: Path) -> Tensors | None:
+    """Return the int8 tensors kept in a run's folder, mapped into memory rather than read.
+
+    Returns None if there are none, if they were made of other weights, or if they are damaged.
+    """
+    try:
+        with safe_open(run / INT8, framework="pt") as file:
+            if file.metadata() != _origin(base, run):
+                return None
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError):
+        return None
+
+
+def save_int8(base: Base, run: Path, tensors: Tensors) -> None:
+    """Keep int8 tensors in a run's folder; on a full disk or in a read-only folder do nothing."""
+    with suppress(OSError, SafetensorError):
+        save_into(run, lambda folder: save_file(tensors, folder / INT8, _origin(base, run)))
+
+
+def _origin(base: Base, run: Path) -> dict[str, str]:
+    """Return what int8 tensors were made of, as metadata of their file."""
+    with (run / ADAPTER[1]).open("rb") as file:
+        adapter = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"format": _FORMAT, "base": base.fingerprint(), "adapter": adapter}
