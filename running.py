@@ -1,7 +1,7 @@
 """Open the chat page: `python running.py [RUN_OR_MODEL]`.
 
-Without an argument, the newest finished run in runs/ answers; with no run yet, the embedded
-starter is offered.
+Without an argument it serves the newest finished run in runs/. If there is none, it offers to tune
+the embedded starter.
 """
 
 import sys
@@ -12,14 +12,14 @@ from chattune.run import MANIFEST
 
 
 def newest_run(folder: Path = Path("runs")) -> Path | None:
-    """The finished run that was sealed last."""
+    """Return the run in `folder` that was finished last, or None."""
     manifests = folder.glob(f"*/{MANIFEST}")
     newest = max(manifests, key=lambda m: m.stat().st_mtime, default=None)
     return newest.parent if newest else None
 
 
 def wants_starter() -> bool:
-    """Ask; nobody there to answer means no."""
+    """Ask whether to tune the starter; without a terminal the answer is no."""
     print("There is no run in runs/ yet.", file=sys.stderr)
     question = "Tune the embedded starter now? It takes a few minutes and no network. [Y/n] "
     try:

@@ -1,4 +1,4 @@
-"""The command line: replies on standard output, errors in one line, exit codes."""
+"""Tests of the command line: replies on standard output, errors in one line, exit codes."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ def one_line(text: str) -> bool:
 # --- chat --------------------------------------------------------------------------------------
 
 
-def test_the_reply_stands_alone_on_standard_output(cli, tiny_base: Path) -> None:
+def test_only_the_reply_is_on_standard_output(cli, tiny_base: Path) -> None:
     shown = cli("chat", tiny_base, "--prompt", BRIEF, "--seed", 1)
     bot = chattune.Chatbot.load(tiny_base)
     expected = bot.reply(BRIEF, bot.decoding.but(seed=1)).text
@@ -33,14 +33,14 @@ def test_the_same_seed_gives_the_same_reply(cli, tiny_base: Path) -> None:
 
 
 def test_the_system_prompt_reaches_the_model(cli, tiny_base: Path) -> None:
-    told = cli(
+    shown = cli(
         "chat", tiny_base, "--prompt", BRIEF, "--seed", 1, "--system", "Speak like a pirate."
     )
     bot = chattune.Chatbot.load(tiny_base, system="Speak like a pirate.")
-    assert told.out == bot.reply(BRIEF, bot.decoding.but(seed=1)).text + "\n"
+    assert shown.out == bot.reply(BRIEF, bot.decoding.but(seed=1)).text + "\n"
 
 
-def test_chat_without_a_prompt_talks_until_the_input_ends(
+def test_chat_without_a_prompt_answers_until_the_input_ends(
     cli, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines = iter(["/set max_new_tokens 2", "Hi!"])
@@ -81,7 +81,7 @@ def test_a_seed_out_of_range_is_refused(cli, tiny_base: Path, seed: int) -> None
 
 
 def test_a_prompt_that_is_not_utf8_is_answered_or_refused(cli, tiny_base: Path) -> None:
-    """The shell's bytes reach Python as half of a surrogate pair."""
+    """Such bytes from the shell reach Python as half of a surrogate pair."""
     shown = cli("chat", tiny_base, "--prompt", b"caf\xe9".decode("utf-8", "surrogateescape"))
     assert shown.code == 0 or one_line(shown.err)
 
@@ -90,7 +90,7 @@ def test_a_prompt_that_is_not_utf8_is_answered_or_refused(cli, tiny_base: Path) 
 
 
 @pytest.mark.parametrize("name", ["/nowhere/model", "no-such-org/no-such-model", "not a name"])
-def test_a_wrong_path_is_said_in_one_line(cli, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_path_gives_one_line(cli, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     shown = cli("chat", name)
     assert (shown.code, shown.out) == (2, "")
@@ -98,14 +98,14 @@ def test_a_wrong_path_is_said_in_one_line(cli, name: str, monkeypatch: pytest.Mo
     assert name in shown.err
 
 
-def test_a_folder_that_is_no_model_is_said(cli, tmp_path: Path) -> None:
+def test_a_folder_without_a_model_is_refused(cli, tmp_path: Path) -> None:
     shown = cli("chat", tmp_path, "--prompt", BRIEF)
     assert shown.code == 2
     assert one_line(shown.err)
     assert "holds no config.json" in shown.err
 
 
-def test_a_run_that_is_not_finished_is_said(cli, tmp_path: Path) -> None:
+def test_an_unfinished_run_is_refused(cli, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("base: starter\n")
     (tmp_path / "checkpoints").mkdir()
     shown = cli("chat", tmp_path, "--prompt", BRIEF)
@@ -154,20 +154,20 @@ def quick_rates(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_doctor_answers_in_json(cli, quick_rates: None) -> None:
     shown = cli("doctor", "--json")
     assert (shown.code, shown.err) == (0, "")
-    found = json.loads(shown.out)
-    assert found["device"] in ("cpu", "cuda", "mps")
-    assert found["versions"]["chattune"] == chattune.__version__
-    assert found["matrix_gflops"]["fp32"] == 100
-    assert ("bf16" in found["matrix_gflops"]) == (found["training_dtype"] == "base in bf16")
-    assert found["threads"] >= 1
-    assert found["memory_gb"] > 0
-    assert found["training_dtype_because"]
-    assert found["read_gb_per_s"] == 50
-    assert sorted(found["expected_tokens_per_s"]) == shipped()
-    assert found["hub"] == "switched off (HF_HUB_OFFLINE)"
+    findings = json.loads(shown.out)
+    assert findings["device"] in ("cpu", "cuda", "mps")
+    assert findings["versions"]["chattune"] == chattune.__version__
+    assert findings["matrix_gflops"]["fp32"] == 100
+    assert ("bf16" in findings["matrix_gflops"]) == (findings["training_dtype"] == "base in bf16")
+    assert findings["threads"] >= 1
+    assert findings["memory_gb"] > 0
+    assert findings["training_dtype_because"]
+    assert findings["read_gb_per_s"] == 50
+    assert sorted(findings["expected_tokens_per_s"]) == shipped()
+    assert findings["hub"] == "switched off (HF_HUB_OFFLINE)"
 
 
-def test_doctor_tells_a_person_the_same(cli, quick_rates: None) -> None:
+def test_doctor_shows_the_same_as_a_table(cli, quick_rates: None) -> None:
     shown = cli("doctor")
     assert (shown.code, shown.err) == (0, "")
     for name in ("python", "device", "training dtype", "memory gb", "hub", "versions"):
@@ -180,7 +180,7 @@ def test_doctor_measures_this_machine(cli) -> None:
 
 @pytest.mark.parametrize("verb", ["chat", "tune"])
 def test_a_name_longer_than_any_path_is_refused(cli, verb: str) -> None:
-    done = cli(verb, "a" * 300)
-    assert done.code == 2
-    assert done.err.count("\n") == 1
-    assert "too long to be a path" in done.err
+    shown = cli(verb, "a" * 300)
+    assert shown.code == 2
+    assert shown.err.count("\n") == 1
+    assert "too long to be a path" in shown.err

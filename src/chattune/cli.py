@@ -1,6 +1,6 @@
-"""The command line: one short function a verb. Parse, call, print.
+"""The command line: one short function for each command, which parses, calls and prints.
 
-A verb imports its stage inside, so that `chattune --help` answers without torch.
+Each command imports what it needs in its body, so that `chattune --help` does not load torch.
 """
 
 import errno
@@ -35,60 +35,82 @@ app = typer.Typer(
 
 RecipeName = Annotated[str, typer.Argument(help="Shipped recipe, or path of a YAML file.")]
 RunOrModel = Annotated[
-    str, typer.Argument(help="Run folder, model folder, Hub id, or `starter`: the embedded base.")
+    str, typer.Argument(help="Run folder, model folder, Hub id, or `starter` (the embedded base).")
 ]
-Data = Annotated[str | None, typer.Option(help="Hub id, file or folder; wins over the recipe.")]
-BaseName = Annotated[str | None, typer.Option("--base", help="Hub id, folder, or `starter`.")]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        help="Hub id, file, folder, or a folder written by `prepare --output`; "
+        "wins over the recipe."
+    ),
+]
+BaseName = Annotated[
+    str | None, typer.Option("--base", help="Hub id, folder, or `starter`; wins over the recipe.")
+]
 Settings = Annotated[
-    list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Set a recipe field.")
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="Set a recipe field; may be repeated."),
 ]
 SkipBadRows = Annotated[
-    bool, typer.Option("--skip-bad-rows", help="Count unreadable rows and go on.")
+    bool, typer.Option("--skip-bad-rows", help="Skip and count rows that cannot be read.")
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
-Host = Annotated[str, typer.Option(help="Address to listen on; the default is this machine only.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Show what would be done, but write nothing.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+Host = Annotated[
+    str, typer.Option(help="Address to listen on; by default only this machine can connect.")
+]
 EngineName = Annotated[
-    str, typer.Option("--engine", metavar="auto|fast|reference", help="What writes the replies.")
+    str,
+    typer.Option("--engine", metavar="auto|fast|reference", help="Engine that generates replies."),
 ]
 Quantize = Annotated[
     str,
-    typer.Option(metavar="auto|none|int8", help="Round the weights: smaller, and faster on a CPU."),
+    typer.Option(
+        metavar="auto|none|int8",
+        help="Quantization of the weights; int8 is smaller, and faster on a CPU.",
+    ),
 ]
-Port = Annotated[int | None, typer.Option(help="Port; by default the first free from 7860.")]
+Port = Annotated[int | None, typer.Option(help="Port; by default the first free one from 7860.")]
 
 
 @app.command()
 def prepare(
     recipe: Annotated[
-        str | None, typer.Argument(help="Recipe; without one: the starter's.")
-    ] = None,
+        str, typer.Argument(help="Shipped recipe, or path of a YAML file.")
+    ] = "starter",
     data: Data = None,
     base: BaseName = None,
-    output: Annotated[Path | None, typer.Option(help="Folder for the prepared data.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for the prepared data; `tune --data` reads it.")
+    ] = None,
     settings: Settings = None,
     show_mask: Annotated[
         int,
-        typer.Option("--show-mask", metavar="N", help="Show N examples, what is learnt in green."),
+        typer.Option(
+            "--show-mask", metavar="N", help="Show N examples; the text to be learnt is green."
+        ),
     ] = 0,
     skip_bad_rows: SkipBadRows = False,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Read conversations, clean and tokenise them, and report what was kept and why not.
+    """Read, clean and tokenise conversations, and report what was kept and what was dropped.
 
     Recognises Guanaco, OpenOrca, Dolly, Alpaca, ShareGPT, OpenAI messages, prompt/completion,
-    question/answer and OASST trees in JSONL, JSON, CSV, TSV, Parquet, gzip of these, or a folder.
+    question/answer and OASST trees, in JSONL, JSON, CSV, TSV or Parquet files, in gzip files of
+    these, and in folders of such files.
     """
     from chattune.data import prepare as prepare_data
     from chattune.data.report import as_mask, as_table
-    from chattune.folders import refuse_in_use
+    from chattune.folders import check_output_folder
 
-    chosen = _recipe(recipe or "starter", data, base, settings, skip_bad_rows)
+    resolved = _recipe(recipe, data, base, settings, skip_bad_rows)
     if output is not None:
-        refuse_in_use(output, "output")
-    with tempfile.TemporaryDirectory() as aside:
-        prepared = prepare_data(chosen, Path(aside) / "dry-run" if dry_run else output)
+        check_output_folder(output, "output")
+    with tempfile.TemporaryDirectory() as temporary:
+        prepared = prepare_data(resolved, Path(temporary) / "dry-run" if dry_run else output)
         if as_json:
             typer.echo(json.dumps(prepared.report.to_json(), ensure_ascii=False))
         else:
@@ -105,25 +127,27 @@ def tune(
     data: Data = None,
     base: BaseName = None,
     output: Annotated[
-        Path | None, typer.Option(help="Run folder; by default runs/ and the recipe's name.")
+        Path | None, typer.Option(help="Run folder; by default the recipe's name in runs/.")
     ] = None,
     settings: Settings = None,
     skip_bad_rows: SkipBadRows = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run stopped.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue a run that was stopped.")
+    ] = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Tune a base on conversations; everything about the run lands in its folder.
+    """Tune a base on conversations and write everything about the run to its folder.
 
-    Ctrl-C finishes the step, saves and stops; --resume goes on from there.
+    Ctrl-C finishes the current step, saves the state and stops; --resume continues from there.
     """
     from chattune.tuning import plan
 
-    chosen = _recipe(recipe, data, base, settings, skip_bad_rows)
+    resolved = _recipe(recipe, data, base, settings, skip_bad_rows)
     folder = output or Path("runs") / Path(recipe).stem
     if dry_run:
-        _print_plan(plan(chosen))
+        _print_plan(plan(resolved))
         return
-    run = _tune(chosen, folder, resume=resume)
+    run = _tune(resolved, folder, resume=resume)
     _print_samples(run.samples)
     _note(f"run: {run.folder}\ntalk to it: chattune chat {run.folder}")
 
@@ -132,14 +156,14 @@ def tune(
 def chat(
     run_or_model: RunOrModel,
     prompt: Annotated[
-        str | None, typer.Option(help="Answer this once: the reply alone on standard output.")
+        str | None, typer.Option(help="Print only the reply to this message, and exit.")
     ] = None,
     system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same reply.")] = None,
     engine: EngineName = "auto",
     quantize: Quantize = "auto",
 ) -> None:
-    """Talk to a run or a model in the terminal; /help lists the commands there."""
+    """Chat with a run or a model in the terminal; /help lists the commands of the chat."""
     from chattune.chat import Chatbot
     from chattune.chat.terminal import talk
 
@@ -159,10 +183,10 @@ def serve(
     engine: EngineName = "auto",
     quantize: Quantize = "auto",
 ) -> None:
-    """Open a chat page for a run or a model on this machine."""
+    """Serve a chat page for a run or a model on this machine."""
     from chattune.chat import Chatbot
 
-    # First, for importing Gradio takes longer than noticing a wrong path.
+    # The model is loaded first, because importing Gradio takes longer than finding a wrong path.
     bot = Chatbot.load(run_or_model, engine=engine, quantize=quantize)
     from chattune.serve import serve_page
 
@@ -176,12 +200,12 @@ def export(
     dry_run: DryRun = False,
 ) -> None:
     """Write a run as a stand-alone model that transformers loads without chattune."""
-    from chattune.folders import refuse_in_use
+    from chattune.folders import check_output_folder
     from chattune.models.export import export as export_run
     from chattune.run import Run
 
     if dry_run:
-        refuse_in_use(merged, "--merged")
+        check_output_folder(merged, "--merged")
         _note(f"would merge {Run.open(run).folder} into its base and write {merged}")
         return
     _note(f"stand-alone model: {export_run(run, merged)}")
@@ -189,7 +213,7 @@ def export(
 
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
-    """Say what this machine is, what chattune makes of it, and what is missing."""
+    """Report what this machine is, how chattune uses it, and what is missing."""
     from chattune.doctor import examine
 
     findings = examine()
@@ -200,21 +224,22 @@ def doctor(as_json: AsJson = False) -> None:
 
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, value in findings.items():
-        shown = (
-            ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
-        )
-        table.add_row(f"[bold]{name.replace('_', ' ')}", str(shown))
+        if isinstance(value, dict):
+            value = ", ".join(f"{key} {item}" for key, item in value.items())
+        table.add_row(f"[bold]{name.replace('_', ' ')}", str(value))
     _console().print(table)
 
 
 @app.command()
 def quickstart(
-    no_ui: Annotated[bool, typer.Option("--no-ui", help="End with the table.")] = False,
+    no_ui: Annotated[
+        bool, typer.Option("--no-ui", help="Stop after the sample replies; open no chat page.")
+    ] = False,
     output: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/starter"),
     dry_run: DryRun = False,
 ) -> None:
-    """Make a chatbot of the embedded base in a few minutes, with no network, and open its page."""
-    os.environ["HF_HUB_OFFLINE"] = "1"  # read by the Hub's client when it is imported, below
+    """Tune the embedded base in a few minutes, without a network, and open its chat page."""
+    os.environ["HF_HUB_OFFLINE"] = "1"  # the Hub's client reads it when it is imported below
     from chattune.chat import Chatbot
     from chattune.device import find_device
     from chattune.generate import Decoding
@@ -224,16 +249,16 @@ def quickstart(
     from chattune.tuning import plan
     from chattune.tuning.samples import sample_replies
 
-    chosen = _recipe("starter", None, None, None, False)
+    recipe = _recipe("starter")
     if dry_run:
-        _print_plan(plan(chosen))
+        _print_plan(plan(recipe))
         return
     if (output / MANIFEST).is_file():
         run = Run.open(output)
-        _note(f"{output} is tuned already")
+        _note(f"{output} is already tuned")
     else:
         _note("tuning the embedded base on the embedded conversations")
-        run = _tune(chosen, output, resume=(output / "recipe.yaml").is_file())
+        run = _tune(recipe, output, resume=(output / "recipe.yaml").is_file())
     loaded = load(run.folder, find_device())
     questions = [[q] for q in QUESTIONS]
     decoding = Decoding.of(run.folder).but(max_new_tokens=64)
@@ -249,16 +274,16 @@ def quickstart(
 
 
 def main() -> None:
-    """Entry point: chattune's own errors end in their text and exit code, without a traceback."""
+    """Run the command line; chattune's own errors print their message and set the exit code."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore", category=FutureWarning)
-    notes = logging.getLogger("chattune")
-    notes.handlers = [logging.StreamHandler(sys.stderr)]
-    notes.setLevel(logging.INFO)
+    logger = logging.getLogger("chattune")
+    logger.handlers = [logging.StreamHandler(sys.stderr)]
+    logger.setLevel(logging.INFO)
     try:
         app()
     except ChattuneError as error:
@@ -268,13 +293,18 @@ def main() -> None:
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
             raise
-        typer.echo(f"chattune: {error.filename}: too long to be a path, and not a name", err=True)
+        typer.echo(f"chattune: {error.filename}: too long to be a path or a name", err=True)
         sys.exit(2)
 
 
 def _recipe(
-    name: str, data: str | None, base: str | None, settings: list[str] | None, skip_bad_rows: bool
+    name: str,
+    data: str | None = None,
+    base: str | None = None,
+    settings: list[str] | None = None,
+    skip_bad_rows: bool = False,
 ) -> "Recipe":
+    """Load a recipe, with the command line's options in place of its fields."""
     from chattune.recipe import load_recipe, parse_overrides
 
     overrides: dict[str, Any] = {}
@@ -288,17 +318,18 @@ def _recipe(
 
 
 def _tune(recipe: "Recipe", folder: Path, *, resume: bool) -> "Run":
+    """Tune with a progress bar; if interrupted, name the command that continues the run."""
     from chattune.tuning import tune as tune_model
     from chattune.tuning.progress import Bar
 
     try:
         return tune_model(recipe, folder, resume=resume, watcher=Bar(_console(stderr=True)))
     except Interrupted as interruption:
-        again = sys.argv[1:]
-        if again[0] == "tune" and "--resume" not in again:
-            again.append("--resume")
+        arguments = sys.argv[1:]
+        if arguments[0] == "tune" and "--resume" not in arguments:
+            arguments.append("--resume")
         raise Interrupted(
-            f"{interruption}; go on with: chattune {shlex.join(again)}",
+            f"{interruption}; go on with: chattune {shlex.join(arguments)}",
             interruption.exit_code - 128,
         ) from None
 
@@ -310,6 +341,7 @@ def _console(*, stderr: bool = False) -> "Console":
 
 
 def _note(text: str) -> None:
+    """Print a note on standard error."""
     typer.echo(text, err=True)
 
 
@@ -317,7 +349,7 @@ def _print_samples(rows: list[dict[str, Any]]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(show_lines=True, caption="stops: whether the reply ended by itself")
+    table = Table(show_lines=True, caption="stops: whether the model ended the reply itself")
     table.add_column("question", ratio=3)
     for side in ("base", "tuned"):
         table.add_column(side, ratio=5)
@@ -333,11 +365,11 @@ def _print_samples(rows: list[dict[str, Any]]) -> None:
 def _print_plan(plan: "Plan") -> None:
     from chattune.data.report import as_table
 
-    out = _console()
-    out.print(plan.recipe.to_yaml(), highlight=False, markup=False)
-    out.print(as_table(plan.prepared.report))
+    console = _console()
+    console.print(plan.recipe.to_yaml(), highlight=False, markup=False)
+    console.print(as_table(plan.prepared.report))
     for line in plan.explain():
-        out.print(line, highlight=False, markup=False)
+        console.print(line, highlight=False, markup=False)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The chatbot on a scripted engine: history, system prompt, settings, and replies cut short."""
+"""Tests of the Chatbot on scripted engines: history, system prompt, settings, stopped replies."""
 
 import contextlib
 import shutil
@@ -25,31 +25,31 @@ def template() -> Template:
 
 
 def scripted(template: Template, *replies: str, positions: int = 512, **options: object) -> Chatbot:
-    engine = ScriptedEngine([[*template.words(reply), END] for reply in replies])
+    engine = ScriptedEngine([[*template.encode(reply), END] for reply in replies])
     return Chatbot(engine, template, positions, **options)  # type: ignore[arg-type]
 
 
-def turns(*said: tuple[Role, str]) -> list[Message]:
-    return [Message(role, text) for role, text in said]
+def turns(*pairs: tuple[Role, str]) -> list[Message]:
+    return [Message(role, text) for role, text in pairs]
 
 
 @dataclass
 class Watched:
-    """An engine that counts what it was asked, and can fail."""
+    """An engine that records its settings and the tokens read from it, and may fail in the end."""
 
     ids: list[int]
     error: BaseException | None = None
-    asked: list[Decoding] = field(default_factory=list)
-    told: int = 0
+    settings: list[Decoding] = field(default_factory=list)
+    tokens_read: int = 0
     closed: bool = False
 
     def generate(
         self, prompts: Sequence[Sequence[int]], decoding: Decoding
     ) -> Iterator[tuple[int, int]]:
-        self.asked.append(decoding)
+        self.settings.append(decoding)
         try:
             for token in self.ids:
-                self.told += 1
+                self.tokens_read += 1
                 yield 0, token
             if self.error:
                 raise self.error
@@ -63,7 +63,7 @@ class Watched:
 def test_a_reply_answers_and_both_join_the_history(template: Template) -> None:
     bot = scripted(template, "Hello there.")
     reply = bot.reply("Hi!")
-    assert reply == Reply("Hello there.", len(template.words("Hello there.")) + 1, "stop")
+    assert reply == Reply("Hello there.", len(template.encode("Hello there.")) + 1, "stop")
     assert bot.messages == turns(("user", "Hi!"), ("assistant", "Hello there."))
 
 
@@ -71,8 +71,8 @@ def test_the_model_sees_what_was_said_before(template: Template) -> None:
     bot = scripted(template, "One.", "Two.")
     bot.reply("First?")
     bot.reply("Second?")
-    said = turns(("user", "First?"), ("assistant", "One."), ("user", "Second?"))
-    assert bot.engine.prompts == [template.prompt(said[:1]), template.prompt(said)]  # type: ignore[attr-defined]
+    history = turns(("user", "First?"), ("assistant", "One."), ("user", "Second?"))
+    assert bot.engine.prompts == [template.prompt(history[:1]), template.prompt(history)]  # type: ignore[attr-defined]
 
 
 def test_earlier_messages_can_be_given(template: Template) -> None:
@@ -89,8 +89,8 @@ def test_reset_forgets_the_conversation_only(template: Template) -> None:
     bot.reset()
     assert (bot.messages, bot.system, bot.decoding.top_k) == ([], "Be kind.", 3)
     bot.reply("Second?")
-    asked = turns(("system", "Be kind."), ("user", "Second?"))
-    assert bot.engine.prompts[-1] == template.prompt(asked)  # type: ignore[attr-defined]
+    expected = turns(("system", "Be kind."), ("user", "Second?"))
+    assert bot.engine.prompts[-1] == template.prompt(expected)  # type: ignore[attr-defined]
 
 
 def test_a_fresh_bot_shares_the_model_and_nothing_said(template: Template) -> None:
@@ -139,38 +139,38 @@ def test_settings_of_one_reply_are_not_kept(template: Template) -> None:
     bot = Chatbot(engine, template, 512, decoding=Decoding(top_k=3))
     bot.reply("Hi!", Decoding(top_k=7))
     bot.reply("Hi!")
-    assert [d.top_k for d in engine.asked] == [7, 3]
+    assert [d.top_k for d in engine.settings] == [7, 3]
 
 
 def test_a_reply_is_cut_where_the_settings_say(template: Template) -> None:
-    words = template.words("One two three four five six")
+    ids = template.encode("One two three four five six")
     reply = scripted(template, "One two three four five six").reply(
         "Count!", Decoding(max_new_tokens=3)
     )
-    assert reply == Reply(template.decode(words[:3]), 3, "length")
+    assert reply == Reply(template.decode(ids[:3]), 3, "length")
 
 
 def test_prompt_and_reply_never_pass_the_positions(template: Template) -> None:
     engine = Watched([END])
     bot = Chatbot(engine, template, 110)
-    asked = "why " * 70
-    bot.reply(asked)
-    room = engine.asked[0].max_new_tokens
-    assert room == 110 - len(template.prompt(turns(("user", asked))))
+    question = "why " * 70
+    bot.reply(question)
+    budget = engine.settings[0].max_new_tokens
+    assert budget == 110 - len(template.prompt(turns(("user", question))))
 
 
-def test_oldest_turns_leave_the_prompt_and_not_the_history(template: Template) -> None:
+def test_the_oldest_turns_leave_the_prompt_but_not_the_history(template: Template) -> None:
     bot = scripted(template, "And so it went on and on.", positions=96)
     for i in range(12):
         bot.reply(f"What came {i}th?")
     assert len(bot.messages) == 24
-    last = template.decode(bot.engine.prompts[-1])  # type: ignore[attr-defined]
-    assert "What came 11th?" in last
-    assert "What came 0th?" not in last
-    assert last.startswith("### Human:\n")
+    prompt = template.decode(bot.engine.prompts[-1])  # type: ignore[attr-defined]
+    assert "What came 11th?" in prompt
+    assert "What came 0th?" not in prompt
+    assert prompt.startswith("### Human:\n")
 
 
-# --- what cannot be answered -------------------------------------------------------------------
+# --- messages that cannot be answered ----------------------------------------------------------
 
 
 @pytest.mark.parametrize("text", ["", " ", "\n\t"])
@@ -192,7 +192,7 @@ def test_a_message_too_long_is_refused_and_not_kept(template: Template) -> None:
 
 
 def test_half_a_surrogate_pair_is_answered_or_refused(template: Template) -> None:
-    """What a terminal or shell makes of bytes that are not UTF-8."""
+    """Bytes from a terminal or shell that are not UTF-8 reach Python as such halves."""
     bot = scripted(template, "One.")
     with contextlib.suppress(ChatError):
         assert bot.reply("caf\udce9").text == "One."
@@ -209,33 +209,33 @@ def test_pieces_make_up_the_reply(template: Template) -> None:
 
 
 def test_nothing_happens_before_the_first_piece_is_read(template: Template) -> None:
-    engine = Watched([*template.words("One two"), END])
+    engine = Watched([*template.encode("One two"), END])
     bot = Chatbot(engine, template, 512)
     pieces = bot.stream("Hi!")
-    assert (engine.told, bot.messages) == (0, [])
+    assert (engine.tokens_read, bot.messages) == (0, [])
     next(pieces)
-    assert engine.told == 1
+    assert engine.tokens_read == 1
 
 
-def test_a_reply_stopped_half_way_stays_as_far_as_it_came(template: Template) -> None:
-    engine = Watched([*template.words("One two three four"), END])
+def test_the_history_keeps_the_part_of_a_stopped_reply(template: Template) -> None:
+    engine = Watched([*template.encode("One two three four"), END])
     bot = Chatbot(engine, template, 512)
     pieces = bot.stream("Count!")
-    said = next(pieces) + next(pieces)
+    text = next(pieces) + next(pieces)
     pieces.close()  # type: ignore[attr-defined]
-    assert bot.messages == turns(("user", "Count!"), ("assistant", said.strip()))
-    assert engine.told == 2
+    assert bot.messages == turns(("user", "Count!"), ("assistant", text.strip()))
+    assert engine.tokens_read == 2
     assert engine.closed
 
 
 def test_a_conversation_goes_on_after_a_stopped_reply(template: Template) -> None:
     bot = scripted(template, "One two three four", "Five.")
     pieces = bot.stream("Count!")
-    said = next(pieces)
+    text = next(pieces)
     pieces.close()  # type: ignore[attr-defined]
     bot.reply("Go on!")
-    seen = turns(("user", "Count!"), ("assistant", said.strip()), ("user", "Go on!"))
-    assert bot.engine.prompts[-1] == template.prompt(seen)  # type: ignore[attr-defined]
+    history = turns(("user", "Count!"), ("assistant", text.strip()), ("user", "Go on!"))
+    assert bot.engine.prompts[-1] == template.prompt(history)  # type: ignore[attr-defined]
 
 
 def test_a_reply_stopped_before_its_first_word_leaves_no_trace(template: Template) -> None:
@@ -245,14 +245,14 @@ def test_a_reply_stopped_before_its_first_word_leaves_no_trace(template: Templat
     assert bot.messages == []
 
 
-def test_a_reply_without_words_leaves_no_trace(template: Template) -> None:
+def test_an_empty_reply_leaves_no_trace(template: Template) -> None:
     bot = scripted(template, "")
     assert bot.reply("Hi!") == Reply("", 1, "stop")
     assert bot.messages == []
 
 
-def test_an_interruption_keeps_what_was_said(template: Template) -> None:
-    engine = Watched(template.words("One two"), KeyboardInterrupt())
+def test_an_interruption_keeps_the_text_so_far(template: Template) -> None:
+    engine = Watched(template.encode("One two"), KeyboardInterrupt())
     bot = Chatbot(engine, template, 512)
     with pytest.raises(KeyboardInterrupt):
         bot.reply("Count!")
@@ -278,6 +278,6 @@ def test_a_model_is_sampled_as_it_recommends(tiny_base: Path, tmp_path: Path) ->
     assert Chatbot.load(tiny_base).decoding == Decoding()
 
 
-def test_what_is_no_model_is_said(tmp_path: Path) -> None:
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BaseError, match=r"holds no config\.json"):
         Chatbot.load(tmp_path)

@@ -1,4 +1,4 @@
-"""The terminal chat: replies as they come, slash commands, and how one leaves."""
+"""Tests of the terminal chat: streamed replies, slash commands, saving, and leaving."""
 
 import io
 import json
@@ -34,13 +34,13 @@ def bot(template: Template) -> Chatbot:
 
 
 def scripted(template: Template, *replies: str) -> Chatbot:
-    engine = ScriptedEngine([[*template.words(reply), END] for reply in replies])
+    engine = ScriptedEngine([[*template.encode(reply), END] for reply in replies])
     return Chatbot(engine, template, 512)
 
 
 @pytest.fixture
 def screen(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """Talk to a bot with these lines typed (an exception is raised instead); what was shown."""
+    """Return a function that types lines, or raises exceptions, and returns the screen's text."""
 
     def run(bot: Chatbot, *typed: str | type[BaseException]) -> str:
         lines = iter(typed)
@@ -69,34 +69,34 @@ def test_a_message_is_answered(bot: Chatbot, screen: Callable[..., str]) -> None
 
 
 @pytest.mark.parametrize("leave", ["/quit", "/exit", EOFError, KeyboardInterrupt])
-def test_one_can_leave(
+def test_leaving_ends_the_chat(
     bot: Chatbot, screen: Callable[..., str], leave: str | type[BaseException]
 ) -> None:
     assert "Hello" not in screen(bot, leave, "Hi!")
 
 
-def test_empty_lines_are_passed_over(bot: Chatbot, screen: Callable[..., str]) -> None:
+def test_empty_lines_are_ignored(bot: Chatbot, screen: Callable[..., str]) -> None:
     screen(bot, "", "   ", "Hi!")
     assert len(bot.messages) == 2
 
 
 @pytest.mark.parametrize(
-    "said",
+    "reply",
     ["[bold]no markup[/bold]", "a list: [1, 2]", ":smile: and :warning:", "x[1:heart:2]", "\\[a]"],
 )
 def test_replies_are_shown_as_they_are(
-    template: Template, screen: Callable[..., str], said: str
+    template: Template, screen: Callable[..., str], reply: str
 ) -> None:
-    """Also where several tokens, or one, spell what the terminal library would decorate."""
-    assert f"bot {said}\n" in screen(scripted(template, said), "Hi!")
+    """Markup that rich would decorate is printed as it is, in one token or in several."""
+    assert f"bot {reply}\n" in screen(scripted(template, reply), "Hi!")
 
 
-def test_long_replies_are_not_broken_by_us(template: Template, screen: Callable[..., str]) -> None:
-    said = "word " * 100 + "end."
-    assert said in screen(scripted(template, said), "Hi!")
+def test_long_replies_are_not_wrapped(template: Template, screen: Callable[..., str]) -> None:
+    reply = "word " * 100 + "end."
+    assert reply in screen(scripted(template, reply), "Hi!")
 
 
-def test_an_error_is_one_line_and_the_talk_goes_on(
+def test_an_error_is_one_line_and_the_chat_goes_on(
     bot: Chatbot, screen: Callable[..., str]
 ) -> None:
     shown = screen(bot, "why " * 800, "/set top_p 7", "/set nothing 1", "Hi!")
@@ -108,7 +108,7 @@ def test_an_error_is_one_line_and_the_talk_goes_on(
 
 
 class Interrupted:
-    """An engine whose reply the person stops with Ctrl-C after a word."""
+    """An engine whose reply is stopped with Ctrl-C after its last token."""
 
     def __init__(self, ids: list[int]) -> None:
         self._ids = ids
@@ -123,7 +123,7 @@ class Interrupted:
 def test_ctrl_c_in_a_reply_stops_that_reply_only(
     template: Template, screen: Callable[..., str]
 ) -> None:
-    bot = Chatbot(Interrupted(template.words("Hello")), template, 512)
+    bot = Chatbot(Interrupted(template.encode("Hello")), template, 512)
     shown = screen(bot, "Hi!", "Hi again!", "/quit")
     assert shown.count("Hello (stopped)") == 2
     assert [m.content for m in bot.messages] == ["Hi!", "Hello", "Hi again!", "Hello"]
@@ -132,13 +132,13 @@ def test_ctrl_c_in_a_reply_stops_that_reply_only(
 # --- commands ----------------------------------------------------------------------------------
 
 
-def test_reset_forgets(bot: Chatbot, screen: Callable[..., str]) -> None:
+def test_reset_forgets_the_conversation(bot: Chatbot, screen: Callable[..., str]) -> None:
     assert "forgotten" in screen(bot, "Hi!", "/reset")
     assert bot.messages == []
 
 
 @pytest.mark.parametrize(
-    ("typed", "system", "said"),
+    ("typed", "system", "message"),
     [
         ("/system Be kind.", "Be kind.", "system prompt: Be kind."),
         ("/system   Be  kind. ", "Be  kind.", "system prompt: Be  kind."),
@@ -146,10 +146,10 @@ def test_reset_forgets(bot: Chatbot, screen: Callable[..., str]) -> None:
     ],
 )
 def test_the_system_prompt_can_be_set(
-    bot: Chatbot, typed: str, system: str | None, said: str
+    bot: Chatbot, typed: str, system: str | None, message: str
 ) -> None:
     bot.system = "before"
-    assert command(bot, typed) == said
+    assert command(bot, typed) == message
     assert bot.system == system
 
 
@@ -187,7 +187,7 @@ def test_a_wrong_setting_is_answered_in_one_line(bot: Chatbot, typed: str) -> No
 
 
 @pytest.mark.parametrize("typed", ["/help", "/nonsense", "/", "/resett"])
-def test_help_and_whatever_is_unknown_list_the_commands(bot: Chatbot, typed: str) -> None:
+def test_help_and_unknown_commands_list_the_commands(bot: Chatbot, typed: str) -> None:
     assert command(bot, typed) == HELP
 
 
@@ -219,14 +219,14 @@ def test_a_saved_conversation_can_be_trained_on(bot: Chatbot, tmp_path: Path) ->
 
 
 def saved(file: Path) -> list[list[Message]]:
-    """The conversations of a file, as the data stage reads them."""
+    """Return the conversations of a file as the data stage reads them."""
     recipe = DataRecipe(source=str(file))
-    found = []
+    conversations = []
     for row in read_rows(recipe, 0):
         form = recognise(row.fields, recipe)
         assert form is not None, row
-        found += [list(c.messages) for c in form.read(row.fields, recipe)]
-    return found
+        conversations += [list(c.messages) for c in form.read(row.fields, recipe)]
+    return conversations
 
 
 def test_saving_needs_a_file(bot: Chatbot) -> None:
@@ -234,18 +234,18 @@ def test_saving_needs_a_file(bot: Chatbot) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "missing/chat.jsonl", "nul\0l.jsonl"])
-def test_where_nothing_can_be_saved_is_said(bot: Chatbot, tmp_path: Path, name: str) -> None:
+def test_a_file_that_cannot_be_written_is_named(bot: Chatbot, tmp_path: Path, name: str) -> None:
     bot.reply("Hi!")
     try:
-        said = command(bot, f"/save {tmp_path / name}")
-    except ChatError as refusal:
-        said = str(refusal)
-    assert "cannot be written" in said
-    assert "\n" not in said
+        message = command(bot, f"/save {tmp_path / name}")
+    except ChatError as error:
+        message = str(error)
+    assert "cannot be written" in message
+    assert "\n" not in message
 
 
 def test_an_empty_conversation_adds_no_line(bot: Chatbot, tmp_path: Path) -> None:
-    """A line without messages would be refused, or dropped, when the file is trained on."""
+    """Training on a line without messages would refuse or drop it."""
     file = tmp_path / "chat.jsonl"
     command(bot, f"/save {file}")
     assert not file.exists() or all(

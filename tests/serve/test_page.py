@@ -1,4 +1,4 @@
-"""The chat page, driven as its own browser code drives it; the engine is scripted."""
+"""Tests of the chat page through its HTTP interface, as a browser uses it, on scripted engines."""
 
 import logging
 import os
@@ -28,12 +28,12 @@ POSITIONS = 512
 
 
 class Recorder(ScriptedEngine):
-    """A scripted engine that keeps the settings, and counts the tokens that were taken from it."""
+    """A scripted engine that records the settings and counts the tokens read from it."""
 
     def __init__(self, replies: Sequence[Sequence[int]], pause: float = 0) -> None:
         super().__init__(replies)
         self.pause = pause
-        self.said = 0
+        self.tokens_read = 0
         self.settings: list[Decoding] = []
 
     def generate(
@@ -42,7 +42,7 @@ class Recorder(ScriptedEngine):
         self.settings.append(decoding)
         for index, token in super().generate(prompts, decoding):
             time.sleep(self.pause)
-            self.said += 1
+            self.tokens_read += 1
             yield index, token
 
 
@@ -66,7 +66,7 @@ def engine(template: Template, *replies: str, pause: float = 0) -> Recorder:
 
 @contextmanager
 def opened(template: Template, engine: Recorder, decoding: Decoding | None = None) -> Iterator[str]:
-    """The address of a page for as long as the context lasts."""
+    """Open a page and give its URL; the page closes with the context."""
     bot = Chatbot(engine, template, POSITIONS, decoding=decoding)
     page = chat_page(bot, "a title").queue(max_size=32)
     url = open_page(page, "127.0.0.1", None)
@@ -86,7 +86,7 @@ def test_a_reply_arrives_piece_by_piece(template: Template) -> None:
     assert pieces == ["one", "one two", "one two three"]
 
 
-def test_visitors_have_a_history_each(template: Template) -> None:
+def test_each_visitor_has_a_history(template: Template) -> None:
     bot = engine(template, "first", "second", "third")
     with opened(template, bot) as url:
         ann, bob = visitor(url), visitor(url)
@@ -116,9 +116,9 @@ def test_settings_reach_the_engine(template: Template) -> None:
         Decoding(temperature=2.5, top_k=1000, top_p=0.01, repetition_penalty=0.9),
         Decoding(do_sample=False),
     ],
-    ids=["far out", "greedy"],
+    ids=["outside the sliders", "greedy"],
 )
-def test_an_untouched_page_says_what_the_model_recommends(
+def test_an_untouched_page_uses_the_recommended_settings(
     decoding: Decoding, template: Template
 ) -> None:
     bot = engine(template, "yes")
@@ -130,7 +130,7 @@ def test_an_untouched_page_says_what_the_model_recommends(
         assert bot.settings == [decoding.but(max_new_tokens=bot.settings[0].max_new_tokens)]
 
 
-def test_visitors_are_answered_together_where_the_engine_can(template: Template) -> None:
+def test_visitors_are_answered_at_once_if_the_engine_can(template: Template) -> None:
     bot = engine(template, "word " * 40, pause=0.05)
     bot.at_once = 2
     with opened(template, bot) as url:
@@ -143,7 +143,7 @@ def test_visitors_are_answered_together_where_the_engine_can(template: Template)
 
 
 @pytest.mark.parametrize(
-    ("message", "says"),
+    ("message", "error"),
     [
         (" \n", "the message is empty"),
         ("word " * 2000, "the message is too long"),
@@ -151,12 +151,12 @@ def test_visitors_are_answered_together_where_the_engine_can(template: Template)
     ],
 )
 def test_an_unanswerable_message_is_explained_and_forgotten(
-    message: str, says: str, template: Template, capfd: pytest.CaptureFixture[str]
+    message: str, error: str, template: Template, capfd: pytest.CaptureFixture[str]
 ) -> None:
     bot = engine(template, "yes")
     with opened(template, bot) as url:
         client = visitor(url)
-        with pytest.raises(AppError, match=says):
+        with pytest.raises(AppError, match=error):
             client.predict(message, api_name="/chat")
         assert client.predict("hello", api_name="/chat") == "yes"
     assert len(bot.prompts) == 1
@@ -164,7 +164,7 @@ def test_an_unanswerable_message_is_explained_and_forgotten(
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_a_reply_that_ends_at_once_is_said_but_not_remembered(template: Template) -> None:
+def test_an_empty_reply_is_reported_but_not_remembered(template: Template) -> None:
     bot = engine(template, "", "yes")
     with opened(template, bot) as url:
         client = visitor(url)
@@ -180,12 +180,12 @@ def test_a_stopped_reply_stops_the_engine(template: Template) -> None:
         next(iter(job))
         job.cancel()
         time.sleep(0.5)
-        said = bot.said
+        tokens_read = bot.tokens_read
         time.sleep(0.5)
-        assert bot.said == said < 200
+        assert bot.tokens_read == tokens_read < 200
 
 
-def test_only_this_machine_is_listened_to_and_nothing_is_shared(
+def test_only_this_machine_can_connect_and_nothing_is_shared(
     template: Template, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GRADIO_SHARE", "True")
@@ -207,7 +207,7 @@ def listening() -> set[tuple[str, int]]:
     return {(c.laddr.ip, c.laddr.port) for c in connections if c.status == psutil.CONN_LISTEN}
 
 
-def test_serving_says_where_and_a_taken_port_is_refused(
+def test_the_url_is_logged_and_a_taken_port_is_refused(
     template: Template, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     blocked: list[gr.Blocks] = []
@@ -225,21 +225,21 @@ def test_serving_says_where_and_a_taken_port_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("host", "port", "says"),
+    ("host", "port", "error"),
     [
-        ("203.0.113.5", None, "--host 203.0.113.5: cannot be listened on"),  # RFC 5737: nobody's
+        ("203.0.113.5", None, "--host 203.0.113.5: cannot listen on"),  # RFC 5737: unassigned
         ("127.0.0.1", 80_000, "--port 80000: not a port"),
     ],
 )
-def test_an_address_that_cannot_be_is_refused(
-    host: str, port: int | None, says: str, template: Template
+def test_an_impossible_address_is_refused(
+    host: str, port: int | None, error: str, template: Template
 ) -> None:
     bot = Chatbot(engine(template, "yes"), template, POSITIONS)
-    with pytest.raises(UserError, match=says):
+    with pytest.raises(UserError, match=error):
         serve_page(bot, title="a title", host=host, port=port)
 
 
-def test_a_proxy_that_keeps_the_page_from_itself_is_named(
+def test_a_proxy_that_hides_the_page_is_explained(
     template: Template, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("HTTP_PROXY", "http_proxy"):

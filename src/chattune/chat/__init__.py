@@ -1,24 +1,26 @@
-"""Chatbot: a history, a message, a streamed reply."""
+"""Chatting: a `Chatbot` keeps one conversation with a model and streams its replies."""
 
+import copy
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
-from chattune.chat.window import fit_prompt
 from chattune.conversation import Message
 from chattune.errors import ChatError
 from chattune.generate import Decoding, Engine
-from chattune.generate.finish import Reply, read_reply
+from chattune.generate.reply import Reply, read_reply
 from chattune.template import Template
 
 __all__ = ["Chatbot", "Reply"]
+
+_MIN_REPLY = 16  # the tokens that a prompt must leave free, even for a reply that may be longer
 
 
 class Chatbot:
     """One conversation with a model.
 
-    `messages` is the history, oldest first, without the system prompt. A reply that was stopped
-    half-way stays in the history as far as it came.
+    `messages` is the history, oldest first, without the system prompt. `positions` is the number of
+    tokens that a prompt and its reply may have together.
     """
 
     def __init__(
@@ -45,64 +47,88 @@ class Chatbot:
         engine: str = "auto",
         quantize: str = "auto",
     ) -> Self:
-        """Load a run folder, a model folder, a Hub id or `starter`; see load_engine.
+        """Load a run folder, a model folder, a Hub id or `starter`; see `load_engine`.
 
-        Replies are drawn as its generation_config.json recommends.
+        Replies are sampled with the parameters that its generation_config.json recommends.
         """
         from chattune.generate.load import load_engine
 
-        loaded = load_engine(run_or_model, engine=engine, quantize=quantize)
+        model = load_engine(run_or_model, engine=engine, quantize=quantize)
         return cls(
-            loaded.engine,
-            loaded.template,
-            loaded.positions,
-            decoding=loaded.decoding,
-            system=system,
+            model.engine, model.template, model.positions, decoding=model.decoding, system=system
         )
 
-    def fresh(self, *, system: str | None = None, messages: Sequence[Message] = ()) -> "Chatbot":
-        """Another conversation with the same model."""
-        return Chatbot(
-            self.engine,
-            self.template,
-            self.positions,
-            decoding=self.decoding,
-            system=system,
-            messages=messages,
-        )
+    def fresh(self, *, system: str | None = None, messages: Sequence[Message] = ()) -> Self:
+        """Return another conversation with the same model and decoding parameters."""
+        other = copy.copy(self)
+        other.system, other.messages = system, list(messages)
+        return other
 
     def reply(self, text: str, decoding: Decoding | None = None) -> Reply:
-        """Answer a message; both join the history.
+        """Answer a message and add both to the history.
 
-        Raises ChatError for an empty message, or one too long for the model.
+        Raises ChatError if the message is empty, or too long for the model.
         """
-        for piece in self._converse(text, decoding):
-            if isinstance(piece, Reply):
-                return piece
-        raise AssertionError("an engine's tokens end in a Reply")
+        *_, reply = self._answer(text, decoding)
+        assert isinstance(reply, Reply)
+        return reply
 
     def stream(self, text: str, decoding: Decoding | None = None) -> Iterator[str]:
-        """Answer a message piece by piece; stop by closing the iterator."""
-        return (piece for piece in self._converse(text, decoding) if isinstance(piece, str))
+        """Answer a message like `reply`, and yield the answer in pieces as it is generated.
+
+        Closing the iterator stops the reply; the history keeps the part that was generated.
+        """
+        return (piece for piece in self._answer(text, decoding) if isinstance(piece, str))
 
     def reset(self) -> None:
-        """Forget the conversation; system prompt and settings stay."""
+        """Forget the conversation, but keep the system prompt and the decoding parameters."""
         self.messages.clear()
 
-    def _converse(self, text: str, decoding: Decoding | None) -> Iterator[str | Reply]:
+    def _answer(self, text: str, decoding: Decoding | None) -> Iterator[str | Reply]:
+        """Yield the pieces of the answer, then the Reply, and add both messages to the history."""
         decoding = decoding or self.decoding
         if not text.strip():
             raise ChatError("the message is empty; write something")
-        asked = [*self.messages, Message("user", text)]
-        prompt = fit_prompt(self.template, self.system, asked, self.positions, decoding)
-        room = min(decoding.max_new_tokens, self.positions - len(prompt))
-        tokens = self.engine.generate([prompt], decoding.but(max_new_tokens=room))
-        said = ""
+        messages = [*self.messages, Message("user", text)]
+        prompt = fit_prompt(self.template, self.system, messages, self.positions, decoding)
+        budget = min(decoding.max_new_tokens, self.positions - len(prompt))
+        tokens = self.engine.generate([prompt], decoding.but(max_new_tokens=budget))
+        answer = ""
         try:
             for piece in read_reply((t for _, t in tokens), self.template, decoding.stop):
                 if isinstance(piece, str):
-                    said += piece
+                    answer += piece
                 yield piece
         finally:
-            if said.strip():  # a reply stopped before its first word leaves no trace
-                self.messages = [*asked, Message("assistant", said.strip())]
+            # A reply that was stopped before its first word leaves the history as it was.
+            if answer.strip():
+                self.messages = [*messages, Message("assistant", answer.strip())]
+
+
+def fit_prompt(
+    template: Template,
+    system: str | None,
+    messages: Sequence[Message],
+    positions: int,
+    decoding: Decoding,
+) -> list[int]:
+    """Return the prompt's token ids, without the oldest turns if they do not fit `positions`.
+
+    A turn is a question with its answer. The system prompt and the last message always stay. The
+    prompt leaves `max_new_tokens` positions for the reply, or half of all positions if that is
+    less. A last message that is too long for that gets a shorter reply; ChatError is raised if it
+    is too long for any.
+    """
+    head = [Message("system", system)] if system and system.strip() else []
+    budget = min(decoding.max_new_tokens, positions // 2)
+    turns = list(messages)
+    prompt = template.prompt([*head, *turns])
+    while len(prompt) + budget > positions and len(turns) > 1:
+        turns = turns[2:] or turns[-1:]
+        prompt = template.prompt([*head, *turns])
+    if len(prompt) + min(budget, _MIN_REPLY) <= positions:
+        return prompt
+    raise ChatError(
+        f"the message is too long: with the system prompt it takes {len(prompt)} tokens, and this "
+        f"model sees {positions}, reply included; shorten it"
+    )

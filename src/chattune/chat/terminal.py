@@ -1,4 +1,4 @@
-"""The terminal chat: streaming replies and a few slash commands."""
+"""The terminal chat: streamed replies and a few slash commands."""
 
 import json
 from pathlib import Path
@@ -11,15 +11,18 @@ from chattune.errors import UserError
 
 HELP = """\
 /reset            forget the conversation
-/system TEXT      set the system prompt (no text: none)
-/set NAME VALUE   do_sample, temperature, top_k, top_p, min_p, max_new_tokens,
-                  repetition_penalty, no_repeat_ngram, stop, seed
-/save FILE        write the conversation as a JSON line that chattune can train on
-/quit             leave (so do Ctrl-D and Ctrl-C)"""
+/system TEXT      set the system prompt; without TEXT, remove it
+/set NAME VALUE   set do_sample, temperature, top_k, top_p, min_p, max_new_tokens,
+                  repetition_penalty, no_repeat_ngram, stop or seed
+/save FILE        append the conversation to FILE as a JSON line that chattune can train on
+/quit             leave (Ctrl-D and Ctrl-C leave too)"""
 
 
 def talk(bot: Chatbot, console: Console) -> None:
-    """Read messages until the person leaves; Ctrl-C in a reply stops that reply only."""
+    """Read and answer messages until the user leaves; Ctrl-C during a reply stops only the reply.
+
+    Errors of the user are printed, and the conversation goes on.
+    """
     console.print("Type a message, or /help. Ctrl-D leaves.", style="dim")
     while True:
         try:
@@ -41,10 +44,10 @@ def talk(bot: Chatbot, console: Console) -> None:
 
 
 def _answer(bot: Chatbot, text: str, console: Console) -> None:
+    """Print the reply to a message as it is generated, until it ends or Ctrl-C stops it."""
     console.print("[bold green]bot[/]", end=" ")
-    pieces = bot.stream(text)
     try:
-        for piece in pieces:
+        for piece in bot.stream(text):
             console.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
         console.print()
     except KeyboardInterrupt:
@@ -52,34 +55,38 @@ def _answer(bot: Chatbot, text: str, console: Console) -> None:
 
 
 def command(bot: Chatbot, text: str) -> str:
-    """Carry out a slash command; what to tell the person. Raises UserError for a wrong value."""
-    name, _, rest = text.partition(" ")
-    rest = rest.strip()
+    """Carry out a slash command and return the message to show.
+
+    An unknown command returns HELP. Raises UserError for an unknown setting or an invalid value.
+    """
+    name, _, argument = text.partition(" ")
+    argument = argument.strip()
     if name == "/reset":
         bot.reset()
-        return "forgotten"
+        return "the conversation is forgotten"
     if name == "/system":
-        bot.system = rest or None
-        return f"system prompt: {rest or 'none'}"
+        bot.system = argument or None
+        return f"system prompt: {argument or 'none'}"
     if name == "/set":
-        setting, _, value = rest.partition(" ")
+        setting, _, value = argument.partition(" ")
         bot.decoding = bot.decoding.but(**{setting: None if value == "none" else value.strip()})
         return f"{setting} = {getattr(bot.decoding, setting)}"
     if name == "/save":
-        return _save(bot, rest)
+        return _save(bot, argument)
     return HELP
 
 
 def _save(bot: Chatbot, file: str) -> str:
+    """Append the conversation to a JSONL file and return the message to show."""
     if not file:
         return "/save FILE: name a file, such as chat.jsonl"
     if not bot.messages:
-        return "nothing to save yet"
+        return "there is nothing to save yet"
     head = [Message("system", bot.system)] if bot.system else []
     messages = [{"role": m.role, "content": m.content} for m in [*head, *bot.messages]]
     try:
         with Path(file).open("a", encoding="utf-8") as out:
             out.write(json.dumps({"messages": messages}, ensure_ascii=False) + "\n")
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+    except (OSError, ValueError) as error:  # ValueError: the name contains a NUL
         return f"/save {file}: cannot be written ({error})"
     return f"saved {len(bot.messages)} messages to {file}"

@@ -1,4 +1,4 @@
-"""The chat page."""
+"""Serving: a chat page for a model, on this machine."""
 
 from chattune.serve.page import chat_page, serve_page
 

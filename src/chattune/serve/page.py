@@ -1,4 +1,4 @@
-"""The Gradio chat page: streaming, stop, and the decoding parameters."""
+"""The Gradio chat page: streamed replies, a stop button, and the decoding parameters."""
 
 import errno
 import logging
@@ -19,17 +19,16 @@ if TYPE_CHECKING:
 
 _MAX_MESSAGE = 20_000  # characters; the model sees far fewer tokens than that
 _PORTS = range(7860, 7960)
-_FONT = ("system-ui", "sans-serif")  # of the machine: the theme's own font has no bold
+_FONT = ("system-ui", "sans-serif")  # the font that comes with Gradio's theme has no bold
 _MONO = ("ui-monospace", "monospace")
-_SILENCE = "(the model ended its reply at once)"
+_EMPTY_REPLY = "(the model ended its reply at once)"
 
 log = logging.getLogger(__name__)
 
 
 def chat_page(bot: Chatbot, title: str) -> "ChatInterface":
-    """A page on which anybody talks to `bot`'s model; each visitor has a history of their own."""
-    start, longest = bot.decoding, bot.positions // 2
-    warmth = 0 if start.greedy else start.temperature
+    """Return a page for chatting with `bot`'s model; each visitor has their own history."""
+    recommended, longest = bot.decoding, bot.positions // 2
 
     def answer(
         text: str,
@@ -43,9 +42,9 @@ def chat_page(bot: Chatbot, title: str) -> "ChatInterface":
     ) -> Iterator[str]:
         visitor = bot.fresh(system=system, messages=_messages(history))
         try:
-            if len(text) > _MAX_MESSAGE:  # the page holds this limit, other clients may not
+            if len(text) > _MAX_MESSAGE:  # the text box has this limit, but other clients do not
                 raise ChatError(f"the message is over {_MAX_MESSAGE:,} characters; shorten it")
-            decoding = start.but(
+            decoding = recommended.but(
                 do_sample=True,
                 temperature=temperature,
                 top_k=int(top_k),
@@ -53,15 +52,17 @@ def chat_page(bot: Chatbot, title: str) -> "ChatInterface":
                 max_new_tokens=int(max_new_tokens),
                 repetition_penalty=repetition_penalty,
             )
-            said = ""
+            reply = ""
             for piece in visitor.stream(text, decoding):
-                said += piece
-                yield said
-            if not said:
-                yield _SILENCE
+                reply += piece
+                yield reply
+            if not reply:
+                yield _EMPTY_REPLY
         except UserError as error:
             raise gr.Error(str(error), print_exception=False) from None
 
+    temperature = 0 if recommended.greedy else recommended.temperature
+    max_new_tokens = min(recommended.max_new_tokens, longest)
     return gr.ChatInterface(
         answer,
         title=title,
@@ -71,19 +72,19 @@ def chat_page(bot: Chatbot, title: str) -> "ChatInterface":
         chatbot=gr.Chatbot(
             show_label=False,
             placeholder="Say something to begin.",
-            height=300,  # at least; `scale` gives it the rest of the window
+            height=300,  # the least height; `scale` adds the rest of the window
             scale=1,
-            buttons=["copy", "copy_all"],  # not "share", which posts on a public forum
+            buttons=["copy", "copy_all"],  # no "share", which posts to a public forum
             sanitize_html=True,
         ),
         additional_inputs_accordion=gr.Accordion("Settings", open=False),
         additional_inputs=[
             gr.Textbox(bot.system or "", label="System prompt", max_length=_MAX_MESSAGE),
-            _slider(0, 2, warmth, 0.05, "Temperature (0: greedy)"),
-            _slider(0, 200, start.top_k, 1, "Top-k (0: off)"),
-            _slider(0.05, 1, start.top_p, 0.05, "Top-p"),
-            _slider(8, longest, min(start.max_new_tokens, longest), 8, "Maximum length (tokens)"),
-            _slider(1, 2, start.repetition_penalty, 0.05, "Repetition penalty"),
+            _slider(0, 2, temperature, 0.05, "Temperature (0: greedy)"),
+            _slider(0, 200, recommended.top_k, 1, "Top-k (0: off)"),
+            _slider(0.05, 1, recommended.top_p, 0.05, "Top-p"),
+            _slider(8, longest, max_new_tokens, 8, "Maximum length (tokens)"),
+            _slider(1, 2, recommended.repetition_penalty, 0.05, "Repetition penalty"),
         ],
         save_history=False,
         analytics_enabled=False,
@@ -94,25 +95,29 @@ def chat_page(bot: Chatbot, title: str) -> "ChatInterface":
 
 
 def _slider(low: float, high: float, value: float, step: float, label: str) -> gr.Slider:
-    """Its range holds the value in any case: a model may recommend one that is out of the way."""
+    """Return a slider whose range is widened if the recommended value lies outside it."""
     return gr.Slider(min(low, value), max(high, value), value, step=step, label=label)
 
 
 def serve_page(
     bot: Chatbot, *, title: str, host: str = "127.0.0.1", port: int | None = None
 ) -> None:
-    """Serve the page until Ctrl-C; never shared.
+    """Serve a chat page until Ctrl-C, without sharing it on the internet.
 
-    Raises UserError if host or port cannot be listened on.
+    Without `port`, the first free one from 7860 is used. Raises UserError if the page cannot listen
+    on the host and port.
     """
     page = chat_page(bot, title).queue(max_size=32)
     url = open_page(page, host, port)
-    log.info("chat page: %s (Ctrl-C ends it)", url)
+    log.info("chat page: %s (stop it with Ctrl-C)", url)
     page.block_thread()
 
 
 def open_page(page: "ChatInterface", host: str, port: int | None) -> str:
-    """Start serving and return the address. What Gradio would publish or keep is switched off."""
+    """Start serving and return the URL; Gradio's sharing, monitoring and history are switched off.
+
+    Raises UserError if the page cannot listen on the host and port.
+    """
     try:
         _, url, _ = page.launch(
             server_name=host,
@@ -128,45 +133,49 @@ def open_page(page: "ChatInterface", host: str, port: int | None) -> str:
             theme=gr.themes.Default(font=_FONT, font_mono=_MONO),
             max_file_size="1mb",
         )
-    except (OSError, ValueError, httpx.HTTPError) as error:  # Gradio asks its own page at first
+    except (OSError, ValueError, httpx.HTTPError) as error:  # Gradio first requests its own page
         raise UserError(
-            f"--host {host}: the page cannot be reached ({error}); where a proxy is set, "
-            "NO_PROXY has to name this address"
+            f"--host {host}: the page cannot be reached ({error}); if a proxy is set, add this "
+            "address to NO_PROXY"
         ) from None
     return str(url)
 
 
 def _free_port(host: str, port: int | None) -> int:
-    """The port, or the first free one; of an address that is not ours Gradio would try them all."""
+    """Return `port` if it is free, or the first free port from 7860 if it is None.
+
+    Gradio's own search would try every port of an address that this machine does not have.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     for candidate in _PORTS if port is None else [port]:
         try:
             with socket.create_server((host, candidate), family=family) as server:
                 return int(server.getsockname()[1])
         except OverflowError as error:
-            raise UserError(f"--port {port}: not a port ({error})") from None
+            raise UserError(f"--port {port}: not a port number ({error})") from None
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise UserError(
-                    f"--host {host}: cannot be listened on, port {candidate} ({error}); the "
-                    "default is 127.0.0.1"
+                    f"--host {host}: cannot listen on its port {candidate} ({error}); the default "
+                    "is 127.0.0.1"
                 ) from None
-    raise UserError(f"--port {port or _PORTS}: taken by another program; choose another")
+    tried = port or f"{_PORTS[0]} to {_PORTS[-1]}"
+    raise UserError(f"--port {tried}: taken by another program; choose another")
 
 
 def _messages(history: list[dict[str, Any]]) -> list[Message]:
-    """Gradio's history as messages, without what was asked and never answered."""
-    turns = [Message(turn["role"], _words(turn["content"])) for turn in history]
+    """Return Gradio's history as messages, without questions that have no answer."""
+    messages = [Message(entry["role"], _text(entry["content"])) for entry in history]
     return [
         message
-        for asked, answered in pairwise(turns)
-        if (asked.role, answered.role) == ("user", "assistant") and answered.content != _SILENCE
-        for message in (asked, answered)
+        for first, second in pairwise(messages)
+        if (first.role, second.role) == ("user", "assistant") and second.content != _EMPTY_REPLY
+        for message in (first, second)
     ]
 
 
-def _words(content: Any) -> str:
-    """A message's content is a text, or a list of parts."""
+def _text(content: Any) -> str:
+    """Return the text of a message's content, which is a string or a list of parts."""
     if isinstance(content, str):
         return content
     return "".join(part.get("text", "") for part in content if isinstance(part, dict))
