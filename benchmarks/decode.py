@@ -1,11 +1,12 @@
-"""Decoding: chattune's fast engine beside transformers' generate, in one run.
+"""Benchmark of decoding: chattune's fast engine compared with transformers' generate.
 
     python benchmarks/decode.py --base BASE [--quick] [--json] [--threads N]
 
-Sampling with the study's settings (temperature 0.9, top-k 30, top-p 0.95), 128 tokens after a
-prompt of 32, no end token. Each contender runs in a process of its own, ours before and after the
-peers; the first reply warms up, the rest are timed, and rates are of the tokens after the first.
-The memory ceiling is the bytes of the matrices that a token needs over the rate of reading.
+Every contender samples 128 tokens after a prompt of 32 with the study's settings (temperature 0.9,
+top-k 30, top-p 0.95) and without an end token. Each runs in a process of its own, and chattune runs
+both before and after its peers. The first reply is a warm-up, and the rates leave out the first
+token of each reply. The memory ceiling is the measured read bandwidth divided by the bytes of the
+matrices that one token needs.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the engine is for CPUs, and so are its ceilings
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the engine and the ceilings are for CPUs
 
 import ceiling
 
@@ -27,7 +28,7 @@ NEW, PROMPT, LONG = 128, 32, 400
 
 
 def prompt(length: int, seed: int) -> list[int]:
-    """Random words: what they say does not matter."""
+    """Return `length` random token ids."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
@@ -35,7 +36,7 @@ def prompt(length: int, seed: int) -> list[int]:
 
 
 def timed(tokens: Iterable[Any]) -> tuple[float, float, int]:
-    """Seconds until the first token, seconds after it, and how many came after it."""
+    """Return the seconds until the first token, the seconds after it, and the tokens after it."""
     started = time.perf_counter()
     first = count = 0.0
     for _ in tokens:
@@ -46,18 +47,19 @@ def timed(tokens: Iterable[Any]) -> tuple[float, float, int]:
 
 
 def ours(base: str, quantize: str, repeats: int) -> dict[str, Any]:
-    """The fast engine: one stream, eight, a long prompt, and a second turn."""
+    """Measure the fast engine: one stream, eight streams, a long prompt, and a second turn."""
     from chattune.base import find_base
     from chattune.device import find_device
     from chattune.generate import Decoding
     from chattune.generate.fast import FastEngine
-    from chattune.models.gpt_neo_weights import read_gpt_neo
+    from chattune.gpt_neo.decoding import GptNeoDecoder
+    from chattune.gpt_neo.weights import read_gpt_neo
 
     bf16 = find_device().bf16
     precision = "int8" if quantize == "int8" else ("bf16" if bf16 else "fp32")
     started = time.perf_counter()
     weights = read_gpt_neo(find_base(base), None, precision)
-    engine = FastEngine(weights, (-1,), bf16=bf16)
+    engine = FastEngine(GptNeoDecoder(weights, 8, bf16=bf16), (-1,))
     loading = time.perf_counter() - started
     needed = sum(
         t.nbytes for n, t in weights.tensors.items() if t.dim() == 2 and n not in ("wte", "wpe")
@@ -76,8 +78,8 @@ def ours(base: str, quantize: str, repeats: int) -> dict[str, Any]:
         first.append(timed(engine.generate([prompt(LONG, 8000 + i)], short))[0])
         turn = long + reply + prompt(20, i)
         second.append(timed(engine.generate([turn], short))[0])
-    best = {"one": one, "eight": eight, "first_token_s": first, "second_turn_s": second}
-    return {name: statistics.median(values[1:]) for name, values in best.items()} | {
+    timings = {"one": one, "eight": eight, "first_token_s": first, "second_turn_s": second}
+    return {name: statistics.median(values[1:]) for name, values in timings.items()} | {
         "load_s": loading,
         "matrix_bytes": needed,
         "rss_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
@@ -85,7 +87,7 @@ def ours(base: str, quantize: str, repeats: int) -> dict[str, Any]:
 
 
 def transformers(base: str, dtype: str, repeats: int) -> dict[str, Any]:
-    """from_pretrained and generate, with a streamer that counts."""
+    """Measure transformers' `from_pretrained` and `generate`, with a streamer as the clock."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -117,41 +119,41 @@ def transformers(base: str, dtype: str, repeats: int) -> dict[str, Any]:
 
 
 class Clock:
-    """A streamer that notes when the prompt and each token came."""
+    """A streamer that records when `generate` passes the prompt and each token."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
 
     def put(self, _: Any) -> None:
-        """The prompt first, then each token."""
+        """Record the time of the prompt or of a token."""
         self.times.append(time.perf_counter())
 
     def end(self) -> None:
-        """Nothing is kept back."""
+        """Do nothing: there is no buffer to flush."""
 
 
-def contend(name: str, given: argparse.Namespace, repeats: int) -> dict[str, Any]:
-    """Run one contender in a fresh process."""
+def contend(name: str, arguments: argparse.Namespace, repeats: int) -> dict[str, Any]:
+    """Run one contender in a new process and return its measurements."""
     done = subprocess.run(
-        [sys.executable, __file__, "--base", given.base, "--contender", name,
-         "--repeats", str(repeats), "--threads", str(given.threads)],
+        [sys.executable, __file__, "--base", arguments.base, "--contender", name,
+         "--repeats", str(repeats), "--threads", str(arguments.threads)],
         capture_output=True, text=True, check=False, env=os.environ | {"HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
     if done.returncode != 0:
         sys.exit(f"{name} failed:\n{done.stderr[-3000:]}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    measured: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return measured
 
 
-def compare(given: argparse.Namespace) -> dict[str, Any]:
-    """All contenders, one after the other, with the rate of reading before and after."""
-    repeats = 2 if given.quick else 5
+def compare(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Run all contenders one after the other, and measure the read bandwidth between them."""
+    repeats = 2 if arguments.quick else 5
     reading = [ceiling.read_rate()]
-    before = {kind: contend(kind, given, repeats) for kind in ("int8", "none")}
+    before = {kind: contend(kind, arguments, repeats) for kind in ("int8", "none")}
     reading.append(ceiling.read_rate())
-    rows = {f"transformers {d}": contend(d, given, 1 if given.quick else 2) for d in PEERS}
+    rows = {f"transformers {d}": contend(d, arguments, 1 if arguments.quick else 2) for d in PEERS}
     reading.append(ceiling.read_rate())
-    after = {kind: contend(kind, given, repeats) for kind in ("int8", "none")}
+    after = {kind: contend(kind, arguments, repeats) for kind in ("int8", "none")}
     mean = {k: {n: (before[k][n] + after[k][n]) / 2 for n in before[k]} for k in before}
     rows = {f"chattune {k}": row for k, row in mean.items()} | rows
     rate, mine = sum(reading) / len(reading), mean["int8"]
@@ -173,37 +175,37 @@ def compare(given: argparse.Namespace) -> dict[str, Any]:
 PEERS = ("fp32", "bf16")
 
 
-def show(found: dict[str, Any]) -> None:
-    """One table."""
+def show(results: dict[str, Any]) -> None:
+    """Print the results as a table."""
     columns = ("one", "eight", "first_token_s", "second_turn_s", "load_s", "rss_gb")
     print(f"{'tokens/s:':20}" + "".join(f"{c:>15}" for c in columns))
-    for name, row in found["rows"].items():
+    for name, row in results["rows"].items():
         cells = (f"{row[c]:15.3g}" if c in row else f"{'':15}" for c in columns)
         print(f"{name:20}" + "".join(cells))
-    for name, value in found.items():
+    for name, value in results.items():
         if name != "rows":
             print(f"{name:34}{value:8.3f}")
 
 
 def main() -> None:
-    """Compare, or be one of the contenders."""
+    """Run the comparison, or a single contender if `--contender` names one."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--base", required=True, help="folder or Hub id of a GPT-Neo")
-    parser.add_argument("--quick", action="store_true", help="fewer replies: under 8 minutes")
-    parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser.add_argument("--base", required=True, help="folder or Hub id of a GPT-Neo model")
+    parser.add_argument("--quick", action="store_true", help="time fewer replies: under 8 minutes")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--repeats", type=int, default=2, help=argparse.SUPPRESS)
     parser.add_argument("--contender", choices=["int8", "none", *PEERS], help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.contender is None:
-        found = compare(given)
-        print(json.dumps(found)) if given.json else show(found)
+    arguments = parser.parse_args()
+    if arguments.contender is None:
+        results = compare(arguments)
+        print(json.dumps(results)) if arguments.json else show(results)
         return
     import torch
 
-    torch.set_num_threads(given.threads)
-    run = transformers if given.contender in PEERS else ours
-    print(json.dumps(run(given.base, given.contender, given.repeats)))
+    torch.set_num_threads(arguments.threads)
+    run = transformers if arguments.contender in PEERS else ours
+    print(json.dumps(run(arguments.base, arguments.contender, arguments.repeats)))
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ def python(code: str) -> str:
 
 
 def drawn_imports() -> set[tuple[str, str]]:
-    """Return the arrows between rooms in the picture of docs/architecture.md."""
+    """Return the arrows between rooms that docs/architecture.md draws."""
     picture = ARCHITECTURE.partition("<!-- imports -->")[2].partition("<!-- /imports -->")[0]
     return set(re.findall(r"^ *(\w+) --> (\w+)$", picture, re.MULTILINE))
 

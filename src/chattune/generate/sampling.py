@@ -12,13 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chattune.generate.decoding import Decoding
-from chattune.kernels.sampling import exponentials, highest
+from chattune.kernels.elementwise import exp
+from chattune.kernels.jit import compiled
 
 Floats = NDArray[np.floating[Any]]
 Ids = NDArray[np.int64]
 
 # Numbers of likeliest tokens that are tried in turn where no top_k says how many matter.
 _FEW, _MANY = 256, 4096
+_BLOCK = 64  # logits that are compared together, as vectors
+_SMALLEST_EXPONENT = np.float32(-87)  # e to less than this is no normal fp32 number
 
 
 def next_token(logits: Floats, decoding: Decoding, history: Sequence[int], uniform: float) -> int:
@@ -103,7 +106,7 @@ def _exponentials(scores: Floats, decoding: Decoding) -> Floats:
     """Return e to ((scores - the highest) / temperature), in fp64."""
     result = np.empty(len(scores), np.float32)
     scores = np.ascontiguousarray(scores, np.float32)
-    exponentials(scores, scores.max(), np.float32(1 / decoding.temperature), result)
+    _write_exponentials(scores, scores.max(), np.float32(1 / decoding.temperature), result)
     return result.astype(np.float64)
 
 
@@ -117,5 +120,43 @@ def _top(logits: Floats, k: int) -> tuple[Floats, Ids]:
     if k > _FEW:
         return _sorted(logits, np.argpartition(logits, -k)[-k:])
     scores, ids = np.empty(k, np.float32), np.empty(k, np.int64)
-    highest(np.ascontiguousarray(logits, np.float32), scores, ids)
+    _write_highest(np.ascontiguousarray(logits, np.float32), scores, ids)
     return scores, ids
+
+
+@compiled()
+def _write_exponentials(logits, largest, inverse_temperature, out):
+    """Write e to ((logits - largest) / temperature) to `out`; 0 where fp32 cannot hold it."""
+    for i in range(len(logits)):
+        x = (logits[i] - largest) * inverse_temperature
+        value = exp(x)
+        out[i] = value if x > _SMALLEST_EXPONENT else np.float32(0)
+
+
+@compiled()
+def _write_highest(logits, scores, ids):
+    """Write the highest logits to `scores` and their indices to `ids`, highest first.
+
+    As many are taken as `scores` has places; of equal logits the first comes first. Numbers are
+    inserted into the sorted list one by one, and a block in which none exceeds the lowest of the
+    list, as are most after the first few, is passed over with one vector comparison.
+    """
+    count, capacity = 0, len(scores)
+    for start in range(0, len(logits), _BLOCK):
+        end = min(start + _BLOCK, len(logits))
+        if count == capacity:
+            lowest, higher = scores[capacity - 1], np.int32(0)
+            for i in range(start, end):
+                higher += np.int32(logits[i] > lowest)
+            if higher == 0:
+                continue
+        for i in range(start, end):
+            value = logits[i]
+            if count == capacity and not value > scores[capacity - 1]:
+                continue
+            place = min(count, capacity - 1)
+            count = min(count + 1, capacity)
+            while place > 0 and scores[place - 1] < value:
+                scores[place], ids[place] = scores[place - 1], ids[place - 1]
+                place -= 1
+            scores[place], ids[place] = value, i

@@ -1,9 +1,9 @@
 """Operations that every model family uses.
 
-Loops that Numba compiles for a CPU (`jit`, `elementwise`, `dot_products`, `products`,
-`cached_attention`, `sampling`), and PyTorch functions built on them or on PyTorch's own operations
-(`gelu`, `dropout`, `packed_attention`). The second kind imports the first only on the path that
-needs it, so a model on a GPU runs without Numba.
+Some are loops that Numba compiles for a CPU (`jit`, `elementwise`, `dot_products`, `products`,
+`cached_attention`); the others are PyTorch functions built on such loops or on PyTorch's own
+operations (`gelu`, `dropout`, `packed_attention`). The second kind imports the first only on the
+path that needs it, so a model on a GPU runs without Numba.
 """
 
 import functools
