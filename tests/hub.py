@@ -1,9 +1,9 @@
-"""A stand-in for the Hugging Face Hub on the loopback interface, for tests without a network.
+"""A small Hugging Face Hub on the loopback interface, for tests without a network.
 
-It serves local folders as the Hub serves repositories, as far as `huggingface_hub`, `datasets` and
-`transformers` ask: what is in a repository, and its files, with the headers that the clients'
-caches depend on. The clients read HF_ENDPOINT once, when they are imported, so the code under test
-runs in a subprocess, whose environment has `Hub.environment` in place of any other HF_ variables.
+It serves local folders as repositories, as far as `huggingface_hub`, `datasets` and `transformers`
+need: the listing of a repository and its files, with the headers that the clients' caches depend
+on. The clients read HF_ENDPOINT once, when they are imported. The code under test therefore runs in
+a subprocess whose environment has `Hub.environment` in place of all other HF_ variables.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 Damage = Literal["truncate", "corrupt"]
 Json = dict[str, Any]
 
-# The Hub keeps big and binary files in Git LFS, and announces another hash for them.
+# The Hub keeps large and binary files in Git LFS, and announces their SHA-256 instead.
 LFS_SUFFIXES = frozenset({".arrow", ".bin", ".gz", ".parquet", ".pt", ".safetensors", ".zst"})
 LFS_SIZE = 10 * 2**20
 
@@ -35,22 +35,22 @@ _FILE = re.compile(rf"/(?P<kind>datasets/)?{_REPO}/resolve/(?P<revision>[^/]+)/(
 
 
 def git_hash(data: bytes) -> str:
-    """Git's name for a blob, which is the Hub's ETag of a file that is not in LFS."""
+    """Return git's hash of a blob, which is the Hub's ETag of a file that is not in LFS."""
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
 @dataclass(frozen=True)
 class Blob:
-    """A file of a repository, with what the Hub announces about it."""
+    """A file of a repository, with the hashes that the Hub announces for it."""
 
     data: bytes
     oid: str
-    sha256: str | None = None  # only of a file in LFS, as is the next
+    sha256: str | None = None  # this and `pointer_size` are set only for a file in LFS
     pointer_size: int = 0
 
     @classmethod
     def load(cls, file: Path) -> "Blob":
-        """Read a file; of one in LFS, Git itself holds only a small text that points to it."""
+        """Read a file. For one in LFS, git itself holds only a small text that points to it."""
         data = file.read_bytes()
         if file.suffix not in LFS_SUFFIXES and len(data) <= LFS_SIZE:
             return cls(data, git_hash(data))
@@ -61,18 +61,18 @@ class Blob:
         return cls(data, git_hash(text.encode()), sha256, len(text))
 
     def about(self, oid_name: str, sha256_name: str) -> Json:
-        """Size and hashes, which the Hub names one way in a repository and another in a tree."""
+        """Return size and hashes, whose names differ between the Hub's answers."""
         size = len(self.data)
-        known: Json = {"size": size, oid_name: self.oid}
+        about: Json = {"size": size, oid_name: self.oid}
         if self.sha256:
             lfs = {"size": size, sha256_name: self.sha256, "pointerSize": self.pointer_size}
-            known["lfs"] = lfs
-        return known
+            about["lfs"] = lfs
+        return about
 
 
 @dataclass(frozen=True)
 class Repo:
-    """A folder as it was when the server started: the only commit, and the head of `main`."""
+    """The content of a folder when the server started: the only commit, and the head of `main`."""
 
     name: str
     commit: str
@@ -80,14 +80,14 @@ class Repo:
 
     @classmethod
     def load(cls, name: str, root: Path) -> "Repo":
-        """Read a folder. Its commit follows from its contents, or caches would mix versions."""
+        """Read a folder; its commit is a hash of its content, as the clients' caches expect."""
         files = sorted(file for file in root.rglob("*") if file.is_file())
         blobs = {file.relative_to(root).as_posix(): Blob.load(file) for file in files}
         listing = "".join(f"{blob.oid} {path}\n" for path, blob in blobs.items())
         return cls(name, git_hash(listing.encode()), blobs)
 
     def info(self, details: bool) -> Json:
-        """What `model_info` and `dataset_info` ask; sizes and hashes only where they want them."""
+        """Return the answer to `model_info` and `dataset_info`, with sizes and hashes if asked."""
         siblings = [
             {"rfilename": path} | (blob.about("blobId", "sha256") if details else {})
             for path, blob in self.blobs.items()
@@ -96,25 +96,27 @@ class Repo:
         return about | {"tags": [], "siblings": siblings}
 
     def entries(self) -> dict[str, Json]:
-        """Every file and folder, by path."""
-        found: dict[str, Json] = {}
+        """Return every file and folder by path."""
+        entries: dict[str, Json] = {}
         for path, blob in self.blobs.items():
             for folder in map(str, list(PurePosixPath(path).parents)[:-1]):
                 oid = git_hash(folder.encode())
-                found[folder] = {"type": "directory", "path": folder, "size": 0, "oid": oid}
-            found[path] = {"type": "file", "path": path} | blob.about("oid", "oid")
-        return found
+                entries[folder] = {"type": "directory", "path": folder, "size": 0, "oid": oid}
+            entries[path] = {"type": "file", "path": path} | blob.about("oid", "oid")
+        return entries
 
     def tree(self, folder: str, recursive: bool) -> list[Json]:
-        """What is below a folder, or only what is directly in it."""
-        top = f"{folder}/" if folder else ""
-        below = {path: one for path, one in self.entries().items() if path.startswith(top)}
-        return [one for path, one in below.items() if recursive or "/" not in path[len(top) :]]
+        """Return the entries in a folder, with those of its subfolders if `recursive`."""
+        prefix = f"{folder}/" if folder else ""
+        below = {path: entry for path, entry in self.entries().items() if path.startswith(prefix)}
+        return [
+            entry for path, entry in below.items() if recursive or "/" not in path[len(prefix) :]
+        ]
 
 
 @dataclass
 class Hub:
-    """A running server, and the paths that it was asked for, with their queries, in order."""
+    """A running server; `requests` lists the paths, with queries, that were requested from it."""
 
     repos: Mapping[tuple[str, str], Repo]
     damage: Mapping[str, Damage]
@@ -122,22 +124,22 @@ class Hub:
     requests: list[str] = field(default_factory=list)
 
     def environment(self, home: Path) -> dict[str, str]:
-        """The variables that bring a subprocess's clients here, with an empty cache at `home`."""
+        """Return the variables that lead a subprocess to this server, with its cache at `home`."""
         switches = {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
         return switches | {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "NO_PROXY": "127.0.0.1"}
 
 
 class _MissingError(Exception):
-    """Becomes a 404, with the code by which clients tell what it is that is not there."""
+    """A request that is answered with 404 and the error code that the clients expect."""
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # headers and body are two writes: else 40 ms for every answer
+    disable_nagle_algorithm = True  # headers and body are two writes, which costs 40 ms otherwise
     server: "_Server"
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Stay quiet: `Hub.requests` has what a test may want to know."""
+        """Print nothing, because `Hub.requests` holds the requests."""
 
     def do_GET(self) -> None:
         self.server.hub.requests.append(self.path)
@@ -180,7 +182,9 @@ class _Handler(BaseHTTPRequestHandler):
         repo = self._repo("datasets" if match["kind"] else "models", match)
         headers = {"X-Repo-Commit": repo.commit, "Accept-Ranges": "bytes"}
         path = unquote(match["path"])
-        if path not in repo.blobs:  # clients remember which commit it was that lacked the file
+        if (
+            path not in repo.blobs
+        ):  # the commit is sent too, because clients cache that it lacks the file
             self._send(404, b"", headers | {"X-Error-Code": "EntryNotFound"})
             return
         blob = repo.blobs[path]
@@ -190,24 +194,24 @@ class _Handler(BaseHTTPRequestHandler):
         self._send_file(blob.data, self.server.hub.damage.get(path), headers)
 
     def _send_file(self, data: bytes, damage: Damage | None, headers: dict[str, str]) -> None:
-        """Send a file, or the range of it that was asked, spoiled if it is to be.
+        """Send a file, or the range of it that was requested, damaged if `damage` is given.
 
-        A truncated file never gets past its middle, so that no resumed download completes it. A
-        corrupt one has a single bit changed: the damage likeliest to pass for data.
+        A truncated file always ends in its middle, so that no resumed download completes it. A
+        corrupt one has a single changed bit, the damage that is hardest to notice.
         """
         size, middle = len(data), len(data) // 2
-        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-        start = int(asked[1]) if asked else 0
-        stop = min(int(asked[2]) + 1, size) if asked and asked[2] else size
-        if asked and start >= stop:
+        requested = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        start = int(requested[1]) if requested else 0
+        stop = min(int(requested[2]) + 1, size) if requested and requested[2] else size
+        if requested and start >= stop:
             self._send(416, b"", headers | {"Content-Range": f"bytes */{size}"})
             return
-        if asked:
+        if requested:
             headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
         if damage == "corrupt":
             data = data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
         sent = data[start : min(stop, middle) if damage == "truncate" else stop]
-        self._send(206 if asked else 200, sent, headers | {"Content-Length": str(stop - start)})
+        self._send(206 if requested else 200, sent, headers | {"Content-Length": str(stop - start)})
 
     def _send(self, code: int, body: bytes, headers: dict[str, str]) -> None:
         headers = {"Content-Length": str(len(body))} | headers
@@ -221,7 +225,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class _Server(ThreadingHTTPServer):
-    daemon_threads = True  # a client's idle connection must not hold up the end of a test
+    daemon_threads = True  # an idle connection of a client must not delay the end of a test
 
     def __init__(self, hub: Hub) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -229,7 +233,7 @@ class _Server(ThreadingHTTPServer):
         hub.url = f"http://127.0.0.1:{self.server_port}"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients may hang up in the middle of an answer: only other errors are this file's."""
+        """Report errors, except that a client closed the connection during an answer."""
         if not isinstance(sys.exc_info()[1], ConnectionError):
             super().handle_error(request, client_address)
 
@@ -238,9 +242,9 @@ class _Server(ThreadingHTTPServer):
 def serve_hub(
     models: dict[str, Path], datasets: dict[str, Path], *, damage: dict[str, Damage] | None = None
 ) -> Iterator[Hub]:
-    """Serve folders as the repositories with these ids, for as long as the context lasts.
+    """Serve folders as the repositories with these ids while the context is open.
 
-    `damage` names files, by their path in any repository, that arrive other than announced.
+    `damage` maps paths of files, in any repository, to the damage with which they are sent.
     """
     folders = {("models", name): root for name, root in models.items()}
     folders |= {("datasets", name): root for name, root in datasets.items()}

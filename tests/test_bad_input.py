@@ -1,4 +1,4 @@
-"""Whatever is given: exit code 2, a line that a person can act on, and nothing written."""
+"""Tests of bad input: exit code 2, one line with a remedy, no traceback and nothing written."""
 
 import gzip
 import io
@@ -22,7 +22,7 @@ from rows import SHAPES, lines, load_once, talk, write, write_rows
 
 Cli = Callable[..., Outcome]
 
-# What a person is told to do: a refusal without any of these leaves them alone with it.
+# Every refusal says what to do, with at least one of these words.
 REMEDY = re.compile(
     r"\b(mend|pass|choose|give|use|name|save|convert|add|write|try|remove|run|make|set|check)\b"
     r"|\bknown: |did you mean|are needed|is it JSON Lines|not a Hub id"
@@ -44,13 +44,13 @@ def files_below(folder: Path) -> dict[Path, tuple[int, int]]:
 
 
 def refused(cli: Cli, folder: Path, *args: object) -> str:
-    """The one line of the refusal; no file came, went or changed."""
+    """Return the one line of the refusal, after checking that no file was added or changed."""
     before = files_below(folder)
     outcome = cli(*args)
     assert outcome.code == 2
     assert outcome.out == ""
     assert "Traceback" not in outcome.err
-    # Terminals and log readers break a line at more than a line feed.
+    # Terminals and log readers also break lines at other characters than a line feed.
     assert len(outcome.err.splitlines()) == 1, outcome.err
     assert outcome.err.startswith("chattune: ")
     assert files_below(folder) == before
@@ -69,15 +69,15 @@ def parquet(rows: list[dict[str, object]]) -> bytes:
     return buffer.getvalue()
 
 
-def damaged(packed: bytes, at: float = 0.5) -> bytes:
-    """Some bytes in the middle turned over."""
-    start = int(len(packed) * at)
-    return packed[:start] + bytes(b ^ 0xFF for b in packed[start : start + 8]) + packed[start + 8 :]
+def damaged(content: bytes, position: float = 0.5) -> bytes:
+    """Invert eight bytes at a position between 0 (the beginning) and 1 (the end)."""
+    start, end = int(len(content) * position), int(len(content) * position) + 8
+    return content[:start] + bytes(b ^ 0xFF for b in content[start:end]) + content[end:]
 
 
 @dataclass(frozen=True)
 class Case:
-    """A file's name and bytes, and what the refusal has to hold besides a remedy."""
+    """A file's name and bytes, and the pattern that the refusal must match."""
 
     name: str
     content: bytes
@@ -85,15 +85,15 @@ class Case:
 
 
 GOOD = lines(talk(3))
-PACKED = gzip.compress(lines(talk(300)), mtime=0)
-LOOSE = lines([SHAPES["alpaca"]("a", "b")])
+GZIP = gzip.compress(lines(talk(300)), mtime=0)
+ALPACA = lines([SHAPES["alpaca"]("a", "b")])
 
 CASES = {
     "empty file": Case("talk.jsonl", b"", r"^talk\.jsonl: empty"),
     "blank lines": Case("talk.jsonl", b"\n\n", r"^talk\.jsonl: empty"),
     "empty array": Case("talk.json", b"[]", r"^talk\.json: empty"),
     "empty gzip": Case("talk.jsonl.gz", gzip.compress(b""), r"^talk\.jsonl\.gz: empty"),
-    "header alone": Case("talk.csv", b"question,answer\n", r"^talk\.csv: empty"),
+    "only a header": Case("talk.csv", b"question,answer\n", r"^talk\.csv: empty"),
     "broken JSON": Case("talk.jsonl", GOOD + b'{"a": 1,\n' + GOOD, r"^talk\.jsonl:4: broken JSON"),
     "broken JSON array": Case("talk.json", b'[{"a": 1},\n {"b": 2},\n {"c"}]', r"^talk\.json:3: b"),
     "cut off JSON array": Case("talk.json", b'[{"a": 1},\n', r"^talk\.json:\d: broken JSON"),
@@ -119,14 +119,14 @@ CASES = {
     ),
     "mixed shapes": Case(
         "talk.jsonl",
-        GOOD + LOOSE,
+        GOOD + ALPACA,
         r'^talk\.jsonl:4: mixed shapes: this row is alpaca \({"instruction": "a".*'
         r"talk\.jsonl:1 is messages \({.*What comes after 0",
     ),
     "row that is a list": Case("talk.jsonl", GOOD + b"[1]\n", r"^talk\.jsonl:4: .*not list"),
-    "row that is a text": Case("talk.jsonl", b'"words"\n', r"^talk\.jsonl:1: .*not str"),
+    "row that is a string": Case("talk.jsonl", b'"words"\n', r"^talk\.jsonl:1: .*not str"),
     "row that is null": Case("talk.jsonl", b"null\n", r"^talk\.jsonl:1: .*not NoneType"),
-    "array of texts": Case("talk.json", b'["words"]', r"^talk\.json: record 1: .*not str"),
+    "array of strings": Case("talk.json", b'["words"]', r"^talk\.json: record 1: .*not str"),
     "lone surrogate": Case(
         "talk.jsonl",
         GOOD + lines([SHAPES["messages"]("a\ud83d", "b")]),
@@ -140,7 +140,7 @@ CASES = {
     "number of 5,000 digits in an array": Case(
         "talk.json", b'[{"text": ' + b"1" * 5000 + b"}]", r"^talk\.json:"
     ),
-    "message of no text": Case(
+    "message that is not text": Case(
         "talk.jsonl", lines([SHAPES["messages"]("a", True)]), r"^talk\.jsonl:1: content is not text"
     ),
     "unknown role": Case(
@@ -148,19 +148,19 @@ CASES = {
         lines([{"messages": [{"role": "tool", "content": "x"}]}]),
         r"^talk\.jsonl:1: unknown role 'tool'",
     ),
-    "role as long as a book": Case(
+    "role of 100,000 characters": Case(
         "talk.jsonl",
         lines([{"messages": [{"role": "x" * 100_000, "content": "x"}]}]),
         r"^talk\.jsonl:1: unknown role 'xxx",
     ),
-    "gzip that is none": Case("talk.jsonl.gz", b"", r"^talk\.jsonl\.gz: "),
+    "not a gzip": Case("talk.jsonl.gz", b"", r"^talk\.jsonl\.gz: "),
     "gzip cut short": Case("talk.jsonl.gz", b"", r"^talk\.jsonl\.gz: cannot be read"),
     "gzip of nonsense": Case("talk.jsonl.gz", b"", r"^talk\.jsonl\.gz: cannot be read"),
     "damaged gzip": Case("talk.jsonl.gz", b"", r"^talk\.jsonl\.gz:(\d+:)? "),
     "damaged gzip of an array": Case("talk.json.gz", b"", r"^talk\.json\.gz:"),
     "damaged gzip of Parquet": Case("talk.parquet.gz", b"", r"^talk\.parquet\.gz: cannot be read"),
-    "Parquet of no bytes": Case("talk.parquet", b"", r"^talk\.parquet: damaged Parquet"),
-    "Parquet that is none": Case("talk.parquet", b"PAR1 no PAR1", r"^talk\.parquet: damaged"),
+    "empty Parquet": Case("talk.parquet", b"", r"^talk\.parquet: damaged Parquet"),
+    "not a Parquet": Case("talk.parquet", b"PAR1 no PAR1", r"^talk\.parquet: damaged"),
     "Parquet cut short": Case(
         "talk.parquet", parquet(talk(500))[:-100], r"^talk\.parquet: damaged Parquet"
     ),
@@ -186,7 +186,7 @@ CASES = {
     "one conversation twice": Case(
         "talk.jsonl", lines([*talk(1), *talk(1)]), r"1 usable .* 2 rows .*duplicate.* 1"
     ),
-    "no assistant anywhere": Case(
+    "no assistant message": Case(
         "talk.jsonl",
         lines([{"messages": [{"role": "user", "content": "Anybody?"}]}] * 3),
         r"^talk\.jsonl: 0 usable .* 3 rows .*no_assistant_turn.* 3",
@@ -198,11 +198,11 @@ CASES = {
     ),
 }
 
-GZIPPED = {  # written as they are, not packed again
-    "gzip that is none": b"not packed at all",
-    "gzip cut short": PACKED[: len(PACKED) // 2],
-    "gzip of nonsense": PACKED[:10] + b"\xff" * 40,  # no block of deflate begins so
-    "damaged gzip": damaged(PACKED),
+GZIPPED = {  # the content of the cases above whose own content is empty
+    "not a gzip": b"not packed at all",
+    "gzip cut short": GZIP[: len(GZIP) // 2],
+    "gzip of nonsense": GZIP[:10] + b"\xff" * 40,  # no deflate block begins with these bytes
+    "damaged gzip": damaged(GZIP),
     "damaged gzip of an array": damaged(gzip.compress(json.dumps(talk(300)).encode(), mtime=0)),
     "damaged gzip of Parquet": damaged(gzip.compress(parquet(talk(3000)), mtime=0)),
 }
@@ -225,7 +225,7 @@ def test_a_file_that_cannot_be_used_is_refused(tmp_path: Path, cli: Cli, case: s
     assert REMEDY.search(line), line
 
 
-# Sources that are no file to read.
+# Sources that are not a file.
 
 
 @pytest.mark.parametrize("name", ["none.jsonl", "none.txt", "none", "deep/down/none.csv"])
@@ -243,7 +243,7 @@ def test_a_folder_without_data_is_refused(tmp_path: Path, cli: Cli) -> None:
 
 def test_files_of_two_shapes_in_a_folder_are_refused(tmp_path: Path, cli: Cli) -> None:
     write(tmp_path / "talks" / "a.jsonl", GOOD)
-    write(tmp_path / "talks" / "b.jsonl", LOOSE)
+    write(tmp_path / "talks" / "b.jsonl", ALPACA)
     line = refused(cli, tmp_path, "prepare", "--data", tmp_path / "talks")
     assert re.search(r"b\.jsonl:1: mixed shapes.*a\.jsonl:1 is messages", line)
 
@@ -253,8 +253,10 @@ def test_a_name_longer_than_the_system_allows_is_refused(tmp_path: Path, cli: Cl
     assert re.search("no such file|too long", line)
 
 
-@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that fails to read")
-def test_a_file_that_the_system_fails_to_read_is_refused(tmp_path: Path, cli: Cli) -> None:
+@pytest.mark.skipif(
+    not Path("/proc/self/mem").exists(), reason="needs a file that exists and cannot be read"
+)
+def test_a_file_that_fails_to_read_is_refused(tmp_path: Path, cli: Cli) -> None:
     (tmp_path / "talk.jsonl").symlink_to("/proc/self/mem")
     assert "talk.jsonl: cannot be read" in refused_data(cli, tmp_path / "talk.jsonl")
 
@@ -279,7 +281,7 @@ def test_a_gigabyte_without_a_line_end_is_refused_at_once(tmp_path: Path, cli: C
     source = tmp_path / "talk.jsonl"
     source.touch()
     os.truncate(source, 1 << 30)
-    start = time.process_time()  # this process's own time: other work does not count
+    start = time.process_time()  # the time of this process alone
     line = refused_data(cli, source)
     assert time.process_time() - start < 2
     assert line.startswith("talk.jsonl:1: a line of over 32 MB")
@@ -297,7 +299,7 @@ def test_a_gigabyte_without_a_line_end_is_refused_at_once(tmp_path: Path, cli: C
         ("taken", "output"),
         ("nowhere", "output"),
     ],
-    ids=["file as parent", "file as grandparent", "not empty", "a file", "link to nothing"],
+    ids=["file as parent", "file as grandparent", "not empty", "a file", "broken link"],
 )
 def test_an_output_that_cannot_be_written_is_refused(
     tmp_path: Path, cli: Cli, where: str, says: str
@@ -323,14 +325,14 @@ def test_a_cache_that_cannot_be_written_is_refused(
 # --skip-bad-rows.
 
 
-def test_bad_rows_are_counted_and_left_out_if_asked(tmp_path: Path, cli: Cli) -> None:
+def test_bad_rows_can_be_skipped_and_are_counted(tmp_path: Path, cli: Cli) -> None:
     bad = [
         b'{"a": \n',
         b'{"a": "\xff"}\n',
         b"[1]\n",
         b"[" * 100_000 + b"\n",
         lines([{"foo": 1}]),
-        LOOSE,
+        ALPACA,
         lines([SHAPES["messages"]("a\ud83d", "b")]),
     ]
     source = write(tmp_path / "talk.jsonl", b"".join([bad[0], GOOD, *bad[1:]]))
@@ -347,7 +349,7 @@ def test_ragged_csv_rows_can_be_skipped(tmp_path: Path, cli: Cli) -> None:
     assert json.loads(outcome.out)["dropped"] == {"bad_row": 2}
 
 
-def test_nothing_but_bad_rows_is_refused_even_if_they_may_be_skipped(
+def test_a_file_of_bad_rows_alone_is_refused_even_if_they_may_be_skipped(
     tmp_path: Path, cli: Cli
 ) -> None:
     source = write(tmp_path / "talk.jsonl", b"{\n[]\n")
@@ -412,7 +414,7 @@ def test_a_bad_recipe_is_refused(tmp_path: Path, cli: Cli, content: bytes, says:
     assert re.search(says, refused(cli, tmp_path, "prepare", recipe_file(tmp_path, content)))
 
 
-def test_a_missing_recipe_lists_those_that_ship(tmp_path: Path, cli: Cli) -> None:
+def test_the_error_of_a_missing_recipe_lists_the_shipped_ones(tmp_path: Path, cli: Cli) -> None:
     line = refused(cli, tmp_path, "prepare", "gpt-neo-125")
     assert "recipe 'gpt-neo-125': no such file" in line
     assert "gpt-neo-125m-guanaco" in line
@@ -422,7 +424,7 @@ def test_a_recipe_name_longer_than_the_system_allows_is_refused(tmp_path: Path, 
     assert re.search("no such file|too long", refused(cli, tmp_path, "prepare", "x" * 300))
 
 
-def test_all_errors_of_a_recipe_come_at_once_a_line_each(tmp_path: Path, cli: Cli) -> None:
+def test_all_errors_of_a_recipe_come_at_once_on_a_line_each(tmp_path: Path, cli: Cli) -> None:
     content = b"""\
 base: starter
 data: {source: starter, max_lenght: 100, validation: 2}
@@ -444,7 +446,7 @@ seeds: 3
     assert all(line.startswith(f"chattune: recipe {tmp_path / 'mine.yaml'}: ") for line in shown)
 
 
-def test_missing_fields_are_named_with_how_to_give_them(tmp_path: Path, cli: Cli) -> None:
+def test_the_errors_of_missing_fields_say_how_to_give_them(tmp_path: Path, cli: Cli) -> None:
     outcome = cli("prepare", recipe_file(tmp_path, b"lora: {rank: 4}\n"))
     assert outcome.code == 2
     missing = [line.split(": ")[2] for line in outcome.err.splitlines()]
@@ -452,7 +454,7 @@ def test_missing_fields_are_named_with_how_to_give_them(tmp_path: Path, cli: Cli
     assert outcome.err.count("pass --set") == 3
 
 
-def test_settings_win_over_the_recipe_and_over_each_other() -> None:
+def test_a_setting_of_steps_replaces_the_epochs_of_the_recipe() -> None:
     assert load_recipe("starter", {"training.steps": 5}).training.epochs is None
 
 
@@ -464,7 +466,9 @@ def test_settings_win_over_the_recipe_and_over_each_other() -> None:
         ("none/of/these", "no such folder, and not a Hub id"),
     ],
 )
-def test_a_base_that_is_none_is_refused(tmp_path: Path, cli: Cli, base: str, says: str) -> None:
+def test_a_base_that_is_not_a_model_is_refused(
+    tmp_path: Path, cli: Cli, base: str, says: str
+) -> None:
     write(tmp_path / "taken", b"a file")
     write(tmp_path / "hollow" / "README.md", b"no model")
     source = write_rows(tmp_path / "talk.jsonl", talk(3))
@@ -473,6 +477,6 @@ def test_a_base_that_is_none_is_refused(tmp_path: Path, cli: Cli, base: str, say
     assert says in line
 
 
-def test_dry_runs_refuse_alike(tmp_path: Path, cli: Cli) -> None:
+def test_a_dry_run_refuses_bad_input_too(tmp_path: Path, cli: Cli) -> None:
     line = refused_data(cli, file_of("broken JSON", tmp_path), "--dry-run")
     assert re.search(CASES["broken JSON"].says, line)

@@ -1,4 +1,4 @@
-"""Bases on this machine: found, or refused with what is wrong. The Hub has tests of its own."""
+"""Tests of bases on this machine: which are found, and why others are refused."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ WEIGHTS = "model.safetensors"
 
 @pytest.fixture
 def copy(tiny_base: Path, tmp_path: Path) -> Path:
-    """The tiny base in a folder that may be damaged."""
+    """Return a copy of the tiny base that a test may damage."""
     return Path(shutil.copytree(tiny_base, tmp_path / "base"))
 
 
@@ -44,7 +44,7 @@ def test_the_starter_is_embedded() -> None:
     assert base.portable_name == str(starter_folder())
 
 
-def test_without_weights_the_config_is_enough(copy: Path) -> None:
+def test_weights_can_be_left_out(copy: Path) -> None:
     (copy / WEIGHTS).unlink()
     assert find_base(str(copy), weights=False).positions == 128
 
@@ -66,21 +66,21 @@ def test_positions_are_read_under_each_name(config: dict, positions: int | None)
 # --- refused -----------------------------------------------------------------------------------
 
 
-def test_a_missing_folder_is_said(tmp_path: Path) -> None:
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
     assert "no such folder" in complaint(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "../nowhere", "a/b/c", "Not A Base!"])
-def test_a_path_that_is_not_there_is_no_hub_id(name: str) -> None:
+def test_a_missing_path_is_not_taken_for_a_hub_id(name: str) -> None:
     assert "no such folder" in complaint(name)
 
 
-def test_a_file_is_no_base(tiny_base: Path) -> None:
-    said = complaint(tiny_base / WEIGHTS)
-    assert "a file; give the folder that holds config.json" in said
+def test_a_file_is_refused(tiny_base: Path) -> None:
+    message = complaint(tiny_base / WEIGHTS)
+    assert "a file; give the folder that holds config.json" in message
 
 
-def test_a_folder_without_config_is_no_base(copy: Path) -> None:
+def test_a_folder_without_config_is_refused(copy: Path) -> None:
     (copy / "config.json").unlink()
     assert "holds no config.json" in complaint(copy)
 
@@ -95,12 +95,12 @@ def test_a_damaged_config_is_refused(copy: Path, content: bytes) -> None:
 
 def test_pickled_weights_are_refused(copy: Path) -> None:
     (copy / WEIGHTS).rename(copy / "pytorch_model.bin")
-    said = complaint(copy)
-    assert "only pickled weights (pytorch_model.bin)" in said
-    assert "safetensors" in said
+    message = complaint(copy)
+    assert "only pickled weights (pytorch_model.bin)" in message
+    assert "safetensors" in message
 
 
-def test_no_weights_at_all_are_said(copy: Path) -> None:
+def test_a_folder_without_weights_is_refused(copy: Path) -> None:
     (copy / WEIGHTS).unlink()
     assert "holds no *.safetensors weights" in complaint(copy)
 
@@ -110,18 +110,20 @@ def test_a_base_that_wants_its_own_code_is_refused(copy: Path) -> None:
     (copy / "modeling_own.py").write_text(f"open({str(ran)!r}, 'w').close()\n")
     auto_map = {"AutoConfig": "modeling_own.Config", "AutoModelForCausalLM": "modeling_own.Model"}
     write_config(copy, model_type="own_model", auto_map=auto_map)
-    said = complaint(copy)
-    assert "wants to run code of its own" in said
-    assert "'own_model'" in said
+    message = complaint(copy)
+    assert "wants to run code of its own" in message
+    assert "'own_model'" in message
     assert not ran.exists()
 
 
-def test_an_unknown_kind_of_model_is_refused(copy: Path) -> None:
+def test_an_unknown_model_type_is_refused(copy: Path) -> None:
     write_config(copy, model_type="gpt_neoo")
-    assert "has a model_type that this transformers does not know ('gpt_neoo')" in complaint(copy)
+    message = complaint(copy)
+    assert "the installed transformers does not know its model_type 'gpt_neoo'" in message
+    assert "code of its own" not in message
 
 
-def test_code_beside_a_known_kind_is_left_alone(copy: Path) -> None:
+def test_code_of_a_known_model_type_is_not_run(copy: Path) -> None:
     ran = copy / "ran"
     (copy / "modeling_own.py").write_text(f"open({str(ran)!r}, 'w').close()\n")
     write_config(copy, auto_map={"AutoModelForCausalLM": "modeling_own.Model"})
@@ -129,11 +131,13 @@ def test_code_beside_a_known_kind_is_left_alone(copy: Path) -> None:
     assert not ran.exists()
 
 
-def test_a_hub_id_without_network_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_network_the_error_says_how_to_get_the_base(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    said = complaint("some-org/some-model-not-here")
+    message = complaint("some-org/some-model-not-here")
     for remedy in ("hf download some-org/some-model-not-here", "folder", "--base starter"):
-        assert remedy in said
+        assert remedy in message
 
 
 def write_config(folder: Path, **changes: object) -> None:
@@ -158,7 +162,7 @@ def test_weights_of_another_shape_are_refused_when_loaded(copy: Path) -> None:
 
 
 def test_weights_that_lack_a_tensor_are_refused_when_loaded(copy: Path) -> None:
-    """They would be made up at random, and the model would talk nonsense."""
+    """transformers would fill in random numbers for the missing tensor."""
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(copy / WEIGHTS)
@@ -171,9 +175,7 @@ def test_weights_that_lack_a_tensor_are_refused_when_loaded(copy: Path) -> None:
 # --- fingerprint -------------------------------------------------------------------------------
 
 
-def test_the_fingerprint_does_not_depend_on_where_the_base_lies(
-    tiny_base: Path, copy: Path
-) -> None:
+def test_the_fingerprint_does_not_depend_on_the_folder(tiny_base: Path, copy: Path) -> None:
     assert find_base(str(copy)).fingerprint() == find_base(str(tiny_base)).fingerprint()
 
 

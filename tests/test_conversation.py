@@ -1,17 +1,18 @@
-"""Messages and conversations: values that do not change."""
+"""Tests of messages and conversations, which are frozen values."""
 
 import dataclasses
+from typing import get_args
 
 import pytest
 
-from chattune.conversation import ROLES, Conversation, Message, alternates
+from chattune.conversation import Conversation, Message, Role, alternates
 
 TALK = Conversation.of(("system", "Be kind."), ("user", "Hi."), ("assistant", "Hello."))
 
 
-def test_of_keeps_roles_and_words_as_they_were_said() -> None:
-    said = Conversation.of(("user", "  Hi.\n"))
-    assert said.messages == (Message("user", "  Hi.\n"),)
+def test_of_keeps_roles_and_texts_unchanged() -> None:
+    conversation = Conversation.of(("user", "  Hi.\n"))
+    assert conversation.messages == (Message("user", "  Hi.\n"),)
 
 
 def test_roles_come_in_order() -> None:
@@ -19,7 +20,7 @@ def test_roles_come_in_order() -> None:
 
 
 def test_there_are_three_roles() -> None:
-    assert ROLES == ("system", "user", "assistant")
+    assert get_args(Role) == ("system", "user", "assistant")
 
 
 @pytest.mark.parametrize(
@@ -35,13 +36,13 @@ def test_opening_is_the_first_question(talk: Conversation, opening: str) -> None
     assert talk.opening == opening
 
 
-def test_equal_words_are_equal_values() -> None:
+def test_conversations_with_equal_messages_are_equal() -> None:
     again = Conversation.of(*((m.role, m.content) for m in TALK.messages))
     assert again == TALK
     assert hash(again) == hash(TALK)
 
 
-def test_neither_can_be_changed() -> None:
+def test_messages_and_conversations_cannot_be_changed() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         TALK.messages = ()  # type: ignore[misc]
     with pytest.raises(dataclasses.FrozenInstanceError):

@@ -1,6 +1,6 @@
-"""Models and data from the Hub: fetched, checked, cached, and refused where they came down damaged.
+"""Tests of downloads from the Hub: files are verified and cached, and damaged ones are refused.
 
-The clients read their settings when they are imported, so every command has a process of its own.
+The clients read their settings when they are imported, so every command runs in its own process.
 """
 
 import json
@@ -10,19 +10,20 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 import hub as hub_server
+from chattune.hub import Kind, is_hub_id
 from conftest import Outcome
 from hub import Damage, Hub, serve_hub
 
 ROWS = 400
 DAMAGES: dict[Damage, str] = {"truncate": "the download failed", "corrupt": "came down damaged"}
-# The clients wait for seconds between attempts; here nothing gets better by waiting.
+# The clients wait for seconds between attempts, which is useless in these tests.
 IMPATIENT = "import time; sleep = time.sleep; time.sleep = lambda s: sleep(min(s, 0.01))\n"
 STREAMING = IMPATIENT + (
     "import fsspec.spec; fsspec.spec.AbstractBufferedFile.DEFAULT_BLOCK_SIZE = 2**14\n"
@@ -32,13 +33,17 @@ STREAMING = IMPATIENT + (
 
 
 def python(hub: Hub, home: Path, code: str, *args: str, **env: str) -> Outcome:
-    """Run Python against the server, with caches of its own in `home`."""
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-    clean |= hub.environment(home) | {"CHATTUNE_CACHE": str(home / "chattune")} | env
-    ended = subprocess.run(
-        [sys.executable, "-c", code, *args], env=clean, capture_output=True, text=True, timeout=300
+    """Run Python code against the server, with its caches in `home`."""
+    variables = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    variables |= hub.environment(home) | {"CHATTUNE_CACHE": str(home / "chattune")} | env
+    done = subprocess.run(
+        [sys.executable, "-c", code, *args],
+        env=variables,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
-    return Outcome(ended.returncode, ended.stdout, ended.stderr)
+    return Outcome(done.returncode, done.stdout, done.stderr)
 
 
 def chattune(hub: Hub, home: Path, *args: str, before: str = IMPATIENT, **env: str) -> Outcome:
@@ -47,7 +52,7 @@ def chattune(hub: Hub, home: Path, *args: str, before: str = IMPATIENT, **env: s
 
 
 def samples(hub: Hub, home: Path, rows: int, seeds: list[int], before: str = "") -> list[list[str]]:
-    """The opening questions of a sample for each seed."""
+    """Return the first questions of a sample of `rows` rows for each seed."""
     code = (
         "import json, sys\n"
         "from chattune.data.sources import read_rows\n"
@@ -56,15 +61,33 @@ def samples(hub: Hub, home: Path, rows: int, seeds: list[int], before: str = "")
         "rows = [[r.fields for r in read_rows(recipe, int(seed))] for seed in sys.argv[2:]]\n"
         "print(json.dumps([[r['messages'][0]['content'] for r in sample] for sample in rows]))\n"
     )
-    ended = python(hub, home, before + code, str(rows), *map(str, seeds))
-    assert ended.code == 0, ended.err
-    chosen: list[list[str]] = json.loads(ended.out)
+    outcome = python(hub, home, before + code, str(rows), *map(str, seeds))
+    assert outcome.code == 0, outcome.err
+    chosen: list[list[str]] = json.loads(outcome.out)
     assert [len(set(sample)) for sample in chosen] == [rows] * len(seeds)
     return chosen
 
 
-def test_the_split_is_the_recipes(tmp_path: Path) -> None:
-    """Two files named as those of openassistant-guanaco: `_eval` is the split `test`."""
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [
+        ("org/name-1.3B", {"model", "dataset"}),
+        ("gpt2", {"model"}),
+        ("name.jsonl", set()),
+        ("./org/name", set()),
+        (".org/name", set()),
+        ("a/b/c", set()),
+        ("not an id", set()),
+        ("", set()),
+    ],
+)
+def test_hub_ids_have_an_owner_and_a_name(name: str, kinds: set[str]) -> None:
+    """Only models may lack the owner, as gpt2 does."""
+    assert {kind for kind in get_args(Kind) if is_hub_id(name, kind)} == kinds
+
+
+def test_the_split_of_the_recipe_is_read(tmp_path: Path) -> None:
+    """The files are named like those of openassistant-guanaco, where `_eval` is `test`."""
     for name, number in (("train", 1), ("eval", 2)):
         path = tmp_path / "data" / f"openassistant_best_replies_{name}.jsonl"
         path.parent.mkdir(exist_ok=True)
@@ -80,12 +103,12 @@ def test_the_split_is_the_recipes(tmp_path: Path) -> None:
         assert python(hub, tmp_path / "home", code).out == "train Question 1\ntest Question 2\n"
 
 
-def prepare(hub: Hub, home: Path, *args: str, **more: str) -> Outcome:
-    return chattune(hub, home, "prepare", "--data", "org/data", "--json", *args, **more)
+def prepare(hub: Hub, home: Path, *args: str, **options: str) -> Outcome:
+    return chattune(hub, home, "prepare", "--data", "org/data", "--json", *args, **options)
 
 
 def refused(outcome: Outcome) -> str:
-    """The one line of an error that is a person's to read."""
+    """Check that the outcome is an error of one line, and return the line."""
     assert outcome.code == 2, outcome
     assert outcome.out == ""
     assert outcome.err.count("\n") == 1, outcome.err
@@ -93,16 +116,16 @@ def refused(outcome: Outcome) -> str:
     return outcome.err
 
 
-def asked_files(hub: Hub) -> set[str]:
-    """Names of the files whose content was asked for."""
+def requested_files(hub: Hub) -> set[str]:
+    """Return the names of the files whose content was requested."""
     return {path.rpartition("/")[2] for path in hub.requests if "/resolve/" in path}
 
 
 def talk(number: int) -> dict[str, Any]:
-    words = f"Question {number}: how much is {number * 7} and {number % 13}?"
+    question = f"Question {number}: how much is {number * 7} and {number % 13}?"
     return {
         "messages": [
-            {"role": "user", "content": words},
+            {"role": "user", "content": question},
             {"role": "assistant", "content": f"It is {number * 7 + number % 13}."},
         ]
     }
@@ -118,7 +141,7 @@ def jsonl_repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def parquet_repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two files of 40 row groups, and 4 MB each."""
+    """Return a folder of two files with 40 row groups and 4 MB each."""
     folder = tmp_path_factory.mktemp("parquet")
     rng = random.Random(0)
     for part in range(2):
@@ -130,7 +153,7 @@ def parquet_repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def model_repo(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model whose author left a pickle beside its weights."""
+    """Return the folder of a model that also holds a pickle of its weights."""
     folder = tmp_path_factory.mktemp("models") / "tiny"
     shutil.copytree(tiny_base, folder)
     (folder / "pytorch_model.bin").write_bytes(b"a pickle can run code")
@@ -138,24 +161,22 @@ def model_repo(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder
 
 
-def test_a_model_comes_down_answers_and_works_offline_after_that(
-    model_repo: Path, tmp_path: Path
-) -> None:
+def test_a_model_is_downloaded_and_then_works_offline(model_repo: Path, tmp_path: Path) -> None:
     question = ["chat", "org/tiny", "--prompt", "hi", "--seed", "1"]
     with serve_hub({"org/tiny": model_repo}, {}) as hub:
         first = chattune(hub, tmp_path, *question)
         assert first.code == 0, first.err
         assert first.out.strip()
-        for name in asked_files(hub):
+        for name in requested_files(hub):
             assert name.endswith((".safetensors", ".json", ".txt", ".jinja")), name
-        assert "model.safetensors" in asked_files(hub)
+        assert "model.safetensors" in requested_files(hub)
         hub.requests.clear()
         offline = chattune(hub, tmp_path, *question, HF_HUB_OFFLINE="1")
     assert (offline.code, offline.out) == (0, first.out)
     assert hub.requests == []
 
 
-def test_damaged_weights_are_refused_and_forgotten(model_repo: Path, tmp_path: Path) -> None:
+def test_damaged_weights_are_refused_and_removed(model_repo: Path, tmp_path: Path) -> None:
     question = ["chat", "org/tiny", "--prompt", "hi"]
     for damage, says in DAMAGES.items():
         with serve_hub({"org/tiny": model_repo}, {}, damage={"model.safetensors": damage}) as hub:
@@ -165,7 +186,7 @@ def test_damaged_weights_are_refused_and_forgotten(model_repo: Path, tmp_path: P
     assert healthy.code == 0, healthy.err
 
 
-def test_data_are_prepared_once_and_offline_after_that(jsonl_repo: Path, tmp_path: Path) -> None:
+def test_data_are_downloaded_and_then_work_offline(jsonl_repo: Path, tmp_path: Path) -> None:
     with serve_hub({}, {"org/data": jsonl_repo}) as hub:
         first = prepare(hub, tmp_path)
         assert first.code == 0, first.err
@@ -173,16 +194,16 @@ def test_data_are_prepared_once_and_offline_after_that(jsonl_repo: Path, tmp_pat
         assert json.loads(first.out)["rows"] == ROWS
         hub.requests.clear()
         second = prepare(hub, tmp_path)
-        assert asked_files(hub) == set()
+        assert requested_files(hub) == set()
         assert "read from the cache" in second.err
         offline = prepare(hub, tmp_path, HF_HUB_OFFLINE="1")
         assert "read from the cache" in offline.err
         assert first.out == second.out == offline.out
         sampled = prepare(hub, tmp_path, "--set", "data.rows=50", HF_HUB_OFFLINE="1")
-        assert json.loads(sampled.out)["rows"] == 50  # of the rows that were fetched before
+        assert json.loads(sampled.out)["rows"] == 50  # of the rows that were downloaded before
 
 
-def test_damaged_data_are_refused_and_forgotten(jsonl_repo: Path, tmp_path: Path) -> None:
+def test_damaged_data_are_refused_and_removed(jsonl_repo: Path, tmp_path: Path) -> None:
     for damage, says in DAMAGES.items():
         with serve_hub({}, {"org/data": jsonl_repo}, damage={"train.jsonl": damage}) as hub:
             assert says in refused(prepare(hub, tmp_path, "--set", "data.rows=50"))
@@ -192,14 +213,14 @@ def test_damaged_data_are_refused_and_forgotten(jsonl_repo: Path, tmp_path: Path
     assert json.loads(healthy.out)["rows"] == ROWS
 
 
-def test_a_sample_of_small_data_is_seeded(parquet_repo: Path, tmp_path: Path) -> None:
+def test_a_sample_of_a_small_data_set_is_seeded(parquet_repo: Path, tmp_path: Path) -> None:
     with serve_hub({}, {"org/data": parquet_repo}) as hub:
         one, again, other = samples(hub, tmp_path, 60, [1, 1, 2])
     assert one == again
     assert one != other
 
 
-def test_a_big_repository_is_sampled_by_streaming_a_part_of_it(
+def test_a_large_data_set_is_sampled_by_streaming_a_part_of_it(
     parquet_repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent: list[int] = []
@@ -219,7 +240,7 @@ def test_a_big_repository_is_sampled_by_streaming_a_part_of_it(
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
-def test_a_stream_that_breaks_off_is_one_line(
+def test_a_stream_that_breaks_off_is_an_error_of_one_line(
     kind: str, jsonl_repo: Path, parquet_repo: Path, tmp_path: Path
 ) -> None:
     folder = {"jsonl": jsonl_repo, "parquet": parquet_repo}[kind]
@@ -229,7 +250,7 @@ def test_a_stream_that_breaks_off_is_one_line(
     assert "cannot be read from the Hub" in refused(sample)
 
 
-def test_what_is_not_there_is_named(tmp_path: Path) -> None:
+def test_the_error_of_a_missing_repository_names_it(tmp_path: Path) -> None:
     with serve_hub({}, {}) as hub:
         model = refused(chattune(hub, tmp_path, "chat", "org/none", "--prompt", "hi"))
         data = refused(prepare(hub, tmp_path))
@@ -237,14 +258,14 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     assert "org/data: no such data set on the Hub" in data
 
 
-def test_offline_without_a_cache_says_how_to_get_it(tmp_path: Path) -> None:
+def test_the_error_without_network_or_cache_says_how_to_download(tmp_path: Path) -> None:
     with serve_hub({}, {}) as hub:
         model = refused(
             chattune(hub, tmp_path, "chat", "org/tiny", "--prompt", "hi", HF_HUB_OFFLINE="1")
         )
         data = refused(prepare(hub, tmp_path, HF_HUB_OFFLINE="1"))
         assert hub.requests == []
-    # The server is gone: as good as a network that is down.
+    # The server has ended, which is the same as a network that is down.
     unplugged = refused(prepare(hub, tmp_path))
     assert "hf download org/tiny" in model
     assert "hf download --repo-type dataset org/data" in data

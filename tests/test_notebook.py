@@ -1,4 +1,4 @@
-"""running.ipynb runs top to bottom, and running.py finds what there is to talk to."""
+"""Tests of running.ipynb, which must run without errors, and of running.py's choice of a run."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_the_notebook_runs_top_to_bottom(tiny_base: Path, talk_file: Path, tmp_path: Path) -> None:
-    """With a tiny base in the place of the starter's, as its first cell invites one to."""
+    """Its first cell is changed to a tiny base and data set, as its text invites the reader to."""
     notebook = nbformat.read(ROOT / "running.ipynb", as_version=4)
     first = next(cell for cell in notebook.cells if cell.cell_type == "code")
     changes = {"base": str(tiny_base), "data.source": str(talk_file), "data.max_length": 64}
@@ -32,19 +32,19 @@ def running(folder: Path) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def test_with_no_run_running_says_so_and_offers_the_starter(tmp_path: Path) -> None:
-    done = running(tmp_path)
-    assert done.returncode != 0
-    assert "no run in runs/ yet" in done.stderr
-    assert "chattune quickstart" in done.stderr
+def test_without_a_run_running_offers_the_starter(tmp_path: Path) -> None:
+    completed = running(tmp_path)
+    assert completed.returncode != 0
+    assert "no run in runs/ yet" in completed.stderr
+    assert "chattune quickstart" in completed.stderr
 
 
-def test_running_takes_the_newest_run(tmp_path: Path) -> None:
+def test_running_serves_the_newest_run(tmp_path: Path) -> None:
     for age, name in enumerate(["new", "old"]):
         manifest = tmp_path / "runs" / name / "manifest.json"
         manifest.parent.mkdir(parents=True)
-        manifest.write_text("{}")  # damaged, so that serving it ends at once, with its name
+        manifest.write_text("{}")  # damaged, so that serving it ends at once with its name
         os.utime(manifest, (1000 - age, 1000 - age))
-    done = running(tmp_path)
-    assert done.returncode == 2
-    assert "chattune: run runs/new: manifest.json is damaged" in done.stderr
+    completed = running(tmp_path)
+    assert completed.returncode == 2
+    assert "chattune: run runs/new: manifest.json is damaged" in completed.stderr

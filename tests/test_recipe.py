@@ -1,4 +1,4 @@
-"""Recipes: what is shipped, what can be set, and what is said about what is wrong."""
+"""Tests of recipes: the shipped ones, overrides and error messages."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ def write(folder: Path, text: str) -> str:
 
 
 def complaints(name: str, **overrides: Any) -> list[str]:
-    """Lines of the RecipeError; a field's dots are written as __."""
+    """Return the lines of the RecipeError; in the names of overrides, __ stands for a dot."""
     dotted = {field.replace("__", "."): value for field, value in overrides.items()}
     with pytest.raises(RecipeError) as caught:
         load_recipe(name, dotted)
@@ -35,7 +35,7 @@ def test_five_recipes_are_shipped() -> None:
 
 
 @pytest.mark.parametrize("name", STUDY)
-def test_the_studys_recipes_hold_its_numbers(name: str) -> None:
+def test_the_recipes_of_the_study_have_its_settings(name: str) -> None:
     recipe = load_recipe(name)
     assert recipe.training.model_dump() == {
         "steps": 500,
@@ -58,7 +58,7 @@ def test_the_studys_recipes_hold_its_numbers(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", STUDY)
-def test_the_studys_recipes_are_named_after_base_and_data(name: str) -> None:
+def test_the_recipes_of_the_study_are_named_after_base_and_data(name: str) -> None:
     recipe = load_recipe(name)
     size = "1.3B" if "1.3b" in name else "125m"
     source = {
@@ -73,7 +73,7 @@ def test_the_starter_needs_no_network() -> None:
     assert (recipe.base, recipe.data.source) == ("starter", "starter")
 
 
-def test_defaults_are_the_studys_numbers(tmp_path: Path) -> None:
+def test_the_defaults_are_the_settings_of_the_study(tmp_path: Path) -> None:
     assert load_recipe(write(tmp_path, SMALLEST)) == Recipe.model_validate(
         {
             "base": "starter",
@@ -114,7 +114,7 @@ def test_defaults_are_the_studys_numbers(tmp_path: Path) -> None:
         (" seed =3", 3),
     ],
 )
-def test_a_setting_wins_over_the_file(setting: str, value: Any) -> None:
+def test_a_setting_replaces_the_value_of_the_file(setting: str, value: Any) -> None:
     recipe: Any = load_recipe("starter", parse_overrides([setting]))
     for name in setting.partition("=")[0].strip().split("."):
         recipe = getattr(recipe, name)
@@ -122,29 +122,29 @@ def test_a_setting_wins_over_the_file(setting: str, value: Any) -> None:
     assert type(recipe) is type(value)
 
 
-def test_the_last_of_two_settings_counts() -> None:
+def test_the_last_of_two_settings_is_used() -> None:
     assert parse_overrides(["seed=1", "seed=2"]) == {"seed": 2}
 
 
 @pytest.mark.parametrize("setting", ["lora.rank", "=8", " =8", ""])
-def test_a_setting_without_field_or_value_says_how_to_write_it(setting: str) -> None:
+def test_the_error_of_a_setting_without_field_or_value_shows_the_syntax(setting: str) -> None:
     with pytest.raises(RecipeError, match="write it as field=value"):
         parse_overrides([setting])
 
 
 @pytest.mark.parametrize("setting", ["base=[1", "base=2024-99-99", "base={a", "base=\x07"])
-def test_a_setting_that_is_no_yaml_value_is_named(setting: str) -> None:
+def test_a_setting_that_is_not_yaml_is_refused(setting: str) -> None:
     with pytest.raises(RecipeError, match="--set base="):
         parse_overrides([setting])
 
 
-def test_a_field_of_a_field_is_refused() -> None:
+def test_a_field_below_a_value_is_refused() -> None:
     assert complaints("starter", base__name="x") == [
-        "--set base.name: base is a value, not a section"
+        "--set base.name: base is a value, not a section; set base itself"
     ]
 
 
-def test_settings_leave_the_shipped_recipe_alone() -> None:
+def test_settings_do_not_change_the_shipped_recipe() -> None:
     before = load_recipe("starter")
     load_recipe("starter", {"lora.rank": 1, "training.steps": 3})
     assert load_recipe("starter") == before
@@ -170,7 +170,7 @@ def test_both_or_neither_of_steps_and_epochs_is_refused(tmp_path: Path, training
     assert "training: give either steps or epochs" in line
 
 
-# --- what is wrong -----------------------------------------------------------------------------
+# --- errors ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -183,13 +183,15 @@ def test_both_or_neither_of_steps_and_epochs_is_refused(tmp_path: Path, training
         ("sead", "seed"),
     ],
 )
-def test_an_unknown_field_names_the_nearest(wrong: str, nearest: str) -> None:
+def test_the_error_of_an_unknown_field_names_the_nearest_one(wrong: str, nearest: str) -> None:
     [line] = complaints("starter", **{wrong: 1})
     assert line == f"recipe starter: {wrong}: unknown field; did you mean {nearest}?"
 
 
-def test_an_unknown_field_like_no_other_names_none() -> None:
-    assert complaints("starter", zzzzzzzz=1) == ["recipe starter: zzzzzzzz: unknown field"]
+def test_the_error_of_an_unknown_field_like_no_other_says_to_remove_it() -> None:
+    assert complaints("starter", zzzzzzzz=1) == [
+        "recipe starter: zzzzzzzz: unknown field; remove it"
+    ]
 
 
 def test_all_errors_come_at_once() -> None:
@@ -201,7 +203,7 @@ def test_all_errors_come_at_once() -> None:
         assert any(f"{field}: " in line for line in lines)
 
 
-def test_an_error_names_field_and_value_seen() -> None:
+def test_an_error_names_the_field_and_the_value() -> None:
     [line] = complaints("starter", training__schedule="sinus")
     assert "training.schedule" in line
     assert "'cosine'" in line
@@ -245,7 +247,7 @@ def test_numbers_must_be_finite(field: str, value: float) -> None:
     assert field in line
 
 
-def test_a_seed_that_no_generator_takes_is_refused() -> None:
+def test_a_seed_of_more_than_32_bits_is_refused() -> None:
     [line] = complaints("starter", seed=2**70)
     assert "seed" in line
 
@@ -257,7 +259,9 @@ def test_a_seed_that_no_generator_takes_is_refused() -> None:
         ("base: starter\ndata: {}\ntraining: {steps: 1}\n", ["data.source"]),
     ],
 )
-def test_missing_fields_say_how_to_give_them(tmp_path: Path, text: str, missing: list[str]) -> None:
+def test_the_errors_of_missing_fields_say_how_to_give_them(
+    tmp_path: Path, text: str, missing: list[str]
+) -> None:
     path = write(tmp_path, text)
     assert complaints(path) == [
         f"recipe {path}: {field}: missing; add it to the recipe or pass --set {field}=..."
@@ -268,7 +272,7 @@ def test_missing_fields_say_how_to_give_them(tmp_path: Path, text: str, missing:
 # --- files -------------------------------------------------------------------------------------
 
 
-def test_a_syntax_error_gives_file_and_line(tmp_path: Path) -> None:
+def test_a_syntax_error_names_file_and_line(tmp_path: Path) -> None:
     path = write(tmp_path, "base: starter\ndata:\n  source: [x\nseed: 1\n")
     [line] = complaints(path)
     assert line.startswith(f"{path}:4: not valid YAML")
@@ -277,33 +281,35 @@ def test_a_syntax_error_gives_file_and_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["base: \x07\n", "base: 2024-99-99\n", "base: !!python/object:os.system x\n", "a: *b\n"]
 )
-def test_other_damage_names_the_file(tmp_path: Path, text: str) -> None:
+def test_other_yaml_errors_name_the_file(tmp_path: Path, text: str) -> None:
     path = write(tmp_path, text)
     [line] = complaints(path)
     assert path in line
 
 
 @pytest.mark.parametrize("text", ["", "- base\n", "just words\n", "5\n"])
-def test_a_file_without_fields_says_what_is_expected(tmp_path: Path, text: str) -> None:
+def test_the_error_of_a_file_without_fields_says_what_is_expected(
+    tmp_path: Path, text: str
+) -> None:
     [line] = complaints(write(tmp_path, text))
     assert "expected fields such as" in line
 
 
-def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_bytes(b"\xff\xfe\x00")
     [line] = complaints(str(path))
     assert "cannot be read as UTF-8" in line
 
 
-def test_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_allowed(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(SMALLEST, encoding="utf-8-sig")
     assert load_recipe(str(path)).training.steps == 5
 
 
 @pytest.mark.parametrize("name", ["starte", "nowhere/mine.yaml", ""])
-def test_an_unknown_recipe_lists_the_shipped_ones(name: str) -> None:
+def test_the_error_of_an_unknown_recipe_lists_the_shipped_ones(name: str) -> None:
     [line] = complaints(name)
     assert all(known in line for known in shipped())
 
@@ -317,7 +323,7 @@ def test_yaml_round_trip(tmp_path: Path, name: str) -> None:
     assert load_recipe(write(tmp_path, recipe.to_yaml())) == recipe
 
 
-def test_yaml_writes_every_field_out() -> None:
+def test_yaml_has_every_field() -> None:
     text = load_recipe("starter").to_yaml()
     assert all(f"{name.rpartition('.')[2]}:" in text for name, _, _ in fields())
 
@@ -330,21 +336,21 @@ def test_fields_are_listed_once_with_their_description() -> None:
 
 
 def leaves(section: type[Section], prefix: str = "") -> list[str]:
-    found = []
+    names = []
     for name, field in section.model_fields.items():
         inner = field.annotation
         if isinstance(inner, type) and issubclass(inner, Section):
-            found += leaves(inner, f"{prefix}{name}.")
+            names += leaves(inner, f"{prefix}{name}.")
         else:
-            found.append(prefix + name)
-    return found
+            names.append(prefix + name)
+    return names
 
 
-def test_fields_tell_defaults_and_what_is_required(tmp_path: Path) -> None:
-    told = {name: default for name, default, _ in fields()}
-    assert {name for name, default in told.items() if default is ...} == {"base", "data.source"}
+def test_fields_have_their_defaults_or_are_required(tmp_path: Path) -> None:
+    defaults = {name: default for name, default, _ in fields()}
+    assert {name for name, default in defaults.items() if default is ...} == {"base", "data.source"}
     recipe = load_recipe(write(tmp_path, SMALLEST))
-    for name, default in told.items():
+    for name, default in defaults.items():
         if default is not ... and name != "training.steps":
             value: Any = recipe
             for part in name.split("."):

@@ -1,4 +1,4 @@
-"""Run folders: written whole, sealed with a manifest, checked when they are opened."""
+"""Tests of run folders: written completely, sealed with a manifest, checked when opened."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ from chattune.run import MANIFEST, RECIPE, Run
 
 @pytest.fixture
 def sealed(tmp_path: Path) -> Path:
-    """A finished run with the smallest content."""
+    """Return the folder of a finished run with as little content as possible."""
     folder = tmp_path / "run"
     folder.mkdir()
     write_bytes(folder / RECIPE, load_recipe("starter").to_yaml().encode())
@@ -40,34 +40,34 @@ def test_a_sealed_run_opens_with_its_content(sealed: Path) -> None:
     assert run.samples == [{"prompt": "Hi, Größe 答"}]
 
 
-def test_a_path_may_be_text(sealed: Path) -> None:
+def test_a_path_may_be_a_string(sealed: Path) -> None:
     assert Run.open(str(sealed)) == Run(sealed)
 
 
-def test_the_manifest_tells_size_and_hash_of_each_file(sealed: Path) -> None:
+def test_the_manifest_has_size_and_hash_of_each_file(sealed: Path) -> None:
     listed = json.loads((sealed / MANIFEST).read_text("utf-8"))["files"]
     assert set(listed) == {f.name for f in sealed.iterdir()} - {MANIFEST}
-    for name, told in listed.items():
+    for name, entry in listed.items():
         content = (sealed / name).read_bytes()
-        assert told == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        assert entry == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
-def test_a_missing_folder_is_said(tmp_path: Path) -> None:
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no such folder"):
         Run.open(tmp_path / "nowhere")
 
 
-def test_a_file_is_no_run(sealed: Path) -> None:
+def test_a_file_is_not_a_run(sealed: Path) -> None:
     with pytest.raises(RunError, match="no such folder"):
         Run.open(sealed / RECIPE)
 
 
-def test_any_other_folder_is_no_run(tmp_path: Path) -> None:
+def test_any_other_folder_is_not_a_run(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=f"not a run folder.*{MANIFEST}"):
         Run.open(tmp_path)
 
 
-def test_an_unfinished_run_says_how_to_go_on(sealed: Path) -> None:
+def test_the_error_of_an_unfinished_run_says_how_to_go_on(sealed: Path) -> None:
     runs.unseal(sealed)
     with pytest.raises(RunError, match=r"not finished; go on with chattune tune --resume"):
         Run.open(sealed)
@@ -94,24 +94,24 @@ def test_a_changed_file_is_named(sealed: Path, content: bytes) -> None:
         pytest.param("\ufeff{}", id="byte-order mark"),
     ],
 )
-def test_a_damaged_manifest_is_said(sealed: Path, content: str) -> None:
+def test_a_damaged_manifest_is_refused(sealed: Path, content: str) -> None:
     (sealed / MANIFEST).write_text(content, "utf-8")
     with pytest.raises(RunError, match=f"{MANIFEST} is damaged"):
         Run.open(sealed)
 
 
-def test_a_manifest_that_lists_nothing_makes_no_run(tmp_path: Path) -> None:
+def test_an_empty_manifest_is_refused(tmp_path: Path) -> None:
     write_json(tmp_path / MANIFEST, {"files": {}})
     with pytest.raises(RunError):
         Run.open(tmp_path)
 
 
-def test_files_beside_those_of_the_run_do_no_harm(sealed: Path) -> None:
+def test_other_files_in_a_run_folder_are_allowed(sealed: Path) -> None:
     (sealed / "notes.txt").write_text("mine")
     assert Run.open(sealed).folder == sealed
 
 
-def test_a_run_sealed_again_holds_its_new_files(sealed: Path) -> None:
+def test_sealing_again_lists_new_files(sealed: Path) -> None:
     runs.unseal(sealed)
     write_bytes(sealed / runs.CARD, b"# card")
     runs.seal(sealed)
@@ -119,8 +119,8 @@ def test_a_run_sealed_again_holds_its_new_files(sealed: Path) -> None:
     Run.open(sealed)
 
 
-def test_what_is_made_of_a_run_later_is_not_sealed(sealed: Path) -> None:
-    """The int8 weights come when it is first talked to, and go when it is trained on."""
+def test_int8_weights_and_hidden_files_are_not_sealed(sealed: Path) -> None:
+    """The int8 weights are made when a run is loaded for chat and removed when it is resumed."""
     for name in (runs.INT8, ".README.md.half-written"):
         (sealed / name).write_text("x")
     assert Run.open(runs.seal(sealed).folder)
@@ -130,21 +130,21 @@ def test_what_is_made_of_a_run_later_is_not_sealed(sealed: Path) -> None:
     assert not (sealed / runs.INT8).exists()
 
 
-def test_unsealing_twice_is_no_error(sealed: Path) -> None:
+def test_unsealing_twice_is_allowed(sealed: Path) -> None:
     runs.unseal(sealed)
     runs.unseal(sealed)
     assert not (sealed / MANIFEST).exists()
 
 
 @pytest.mark.parametrize("content", ["base: [", "base: starter\nsurprise: 1\n", "- 1\n"])
-def test_a_recipe_that_cannot_be_read_is_a_runs_error(sealed: Path, content: str) -> None:
-    """A damaged file of an unfinished run, or a field of another version of chattune."""
+def test_a_recipe_that_cannot_be_read_is_an_error_of_the_run(sealed: Path, content: str) -> None:
+    """The file may be damaged, or written by another version of chattune."""
     (sealed / RECIPE).write_text(content)
     with pytest.raises(RunError, match=RECIPE):
         runs.read_recipe(sealed)
 
 
-# --- what counts as a run ----------------------------------------------------------------------
+# --- which folders are runs --------------------------------------------------------------------
 
 
 def test_sealed_and_started_folders_are_runs(sealed: Path, tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_sealed_and_started_folders_are_runs(sealed: Path, tmp_path: Path) -> No
     assert runs.is_run(str(started))
 
 
-def test_nothing_is_no_run(tmp_path: Path) -> None:
+def test_empty_and_missing_folders_are_not_runs(tmp_path: Path) -> None:
     assert not runs.is_run(tmp_path)
     assert not runs.is_run(tmp_path / "nowhere")
 
@@ -166,31 +166,31 @@ def test_nothing_is_no_run(tmp_path: Path) -> None:
 
 
 def test_absent_and_empty_folders_can_be_used(tmp_path: Path) -> None:
-    runs.refuse_run(tmp_path / "a" / "b")
-    runs.refuse_run(tmp_path)
+    runs.check_new_run(tmp_path / "a" / "b")
+    runs.check_new_run(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_is_not_overwritten(sealed: Path) -> None:
     with pytest.raises(RunError, match="already holds a run; choose another, or go on"):
-        runs.refuse_run(sealed)
+        runs.check_new_run(sealed)
 
 
-def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(OutputError, match="not an empty folder"):
-        runs.refuse_run(tmp_path)
+        runs.check_new_run(tmp_path)
 
 
 def test_a_file_cannot_become_a_run(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="not an empty folder"):
-        runs.refuse_run(tmp_path / "file")
+        runs.check_new_run(tmp_path / "file")
     with pytest.raises(OutputError, match="cannot be written to"):
-        runs.refuse_run(tmp_path / "file" / "run")
+        runs.check_new_run(tmp_path / "file" / "run")
 
 
-def test_a_folder_that_cannot_be_written_to_is_refused(
+def test_a_folder_without_write_permission_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(**_: Any) -> None:
@@ -198,13 +198,13 @@ def test_a_folder_that_cannot_be_written_to_is_refused(
 
     monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
     with pytest.raises(OutputError, match=r"cannot be written to \(Permission denied\)"):
-        runs.refuse_run(tmp_path / "run")
+        runs.check_new_run(tmp_path / "run")
 
 
 # --- writing -----------------------------------------------------------------------------------
 
 
-def test_files_are_written_whole_and_readable_by_all(tmp_path: Path) -> None:
+def test_files_are_replaced_and_readable_by_everyone(tmp_path: Path) -> None:
     write_bytes(tmp_path / "a.txt", "Größe 答\n".encode())
     write_bytes(tmp_path / "a.txt", b"b")
     assert [f.name for f in tmp_path.iterdir()] == ["a.txt"]
@@ -212,7 +212,7 @@ def test_files_are_written_whole_and_readable_by_all(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "a.txt").stat().st_mode) == 0o644
 
 
-def test_json_is_readable_by_a_person(tmp_path: Path) -> None:
+def test_json_is_indented_and_unescaped(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"größe": ["答", 1.5, None]})
     text = (tmp_path / "a.json").read_text("utf-8")
     assert '"größe"' in text
@@ -221,7 +221,7 @@ def test_json_is_readable_by_a_person(tmp_path: Path) -> None:
     assert json.loads(text) == {"größe": ["答", 1.5, None]}
 
 
-def test_what_cannot_be_json_leaves_the_old_file(tmp_path: Path) -> None:
+def test_a_value_that_is_not_json_leaves_the_old_file(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", 1)
     with pytest.raises(TypeError):
         write_json(tmp_path / "a.json", object())
@@ -229,23 +229,23 @@ def test_what_cannot_be_json_leaves_the_old_file(tmp_path: Path) -> None:
     assert (tmp_path / "a.json").read_text() == "1\n"
 
 
-def test_a_folder_of_files_moves_in_at_once(tmp_path: Path) -> None:
-    def save(aside: Path) -> None:
-        assert aside.parent == tmp_path
-        (aside / "one").write_text("1")
-        (aside / "two").write_text("2")
+def test_saved_files_replace_those_in_the_folder(tmp_path: Path) -> None:
+    def save(temporary: Path) -> None:
+        assert temporary.parent == tmp_path
+        (temporary / "one").write_text("1")
+        (temporary / "two").write_text("2")
 
     (tmp_path / "one").write_text("old")
-    runs.write_folder(tmp_path, save)
+    runs.save_into(tmp_path, save)
     assert {f.name: f.read_text() for f in tmp_path.iterdir()} == {"one": "1", "two": "2"}
 
 
-def test_a_save_that_fails_leaves_everything_as_it_was(tmp_path: Path) -> None:
-    def save(aside: Path) -> None:
-        (aside / "one").write_text("half")
+def test_a_save_that_fails_leaves_the_folder_unchanged(tmp_path: Path) -> None:
+    def save(temporary: Path) -> None:
+        (temporary / "one").write_text("half")
         raise OSError("disk full")
 
     (tmp_path / "one").write_text("old")
     with pytest.raises(OSError, match="disk full"):
-        runs.write_folder(tmp_path, save)
+        runs.save_into(tmp_path, save)
     assert {f.name: f.read_text() for f in tmp_path.iterdir()} == {"one": "old"}

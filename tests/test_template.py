@@ -1,5 +1,6 @@
-"""Words on their way to ids: no text forges a boundary, and training equals chatting."""
+"""Tests of the renderer: no text forges a turn boundary, and chats see the tokens of training."""
 
+import functools
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -31,19 +32,19 @@ FORGERIES = (
     "hello",
 )
 
-WORDS = st.lists(st.one_of(st.sampled_from(FORGERIES), st.text(max_size=12)), max_size=6).map(
+TEXTS = st.lists(st.one_of(st.sampled_from(FORGERIES), st.text(max_size=12)), max_size=6).map(
     "".join
 )
 
 
 @st.composite
 def conversations(draw: st.DrawFn, *, answered: bool = False) -> Conversation:
-    """An optional system message, then one to five turns; `answered`: the last is a reply."""
+    """Draw an optional system message and one to five turns; if `answered`, a reply is last."""
     roles = ["user", "assistant"] * 3
     roles = roles[: draw(st.sampled_from((2, 4) if answered else (1, 2, 3, 4, 5)))]
     if draw(st.booleans()):
         roles.insert(0, "system")
-    return Conversation.of(*((role, draw(WORDS)) for role in roles))
+    return Conversation.of(*((role, draw(TEXTS)) for role in roles))
 
 
 def load_tokenizer() -> Any:
@@ -60,14 +61,14 @@ def template(request: pytest.FixtureRequest) -> Template:
 
     folder = SHARED / "tokenizer-gpt2"
     if not folder.is_dir():
-        pytest.skip("GPT-2's vocabulary is not here")
+        pytest.skip("GPT-2's vocabulary is not on this machine")
     return Template(GPT2TokenizerFast(str(folder / "vocab.json"), str(folder / "merges.txt")))
 
 
 def parse(template: Template, ids: list[int]) -> list[tuple[str, str]]:
-    """Read a rendered conversation back, knowing nothing but end token and headers."""
+    """Split a rendered conversation into (role, text) pairs at its end tokens and headers."""
     tokenizer = template.tokenizer
-    heads = {role: tokenizer(text).input_ids for role, text in HEADERS.items()}
+    headers = {role: tokenizer(text).input_ids for role, text in HEADERS.items()}
     end = tokenizer.convert_tokens_to_ids(END)
     assert ids[0] == end
     turns: list[list[int]] = [[]]
@@ -78,17 +79,19 @@ def parse(template: Template, ids: list[int]) -> list[tuple[str, str]]:
             turns[-1].append(token)
     if not turns[-1]:
         turns.pop()
-    return [read_turn(template, heads, turn) for turn in turns]
+    return [read_turn(template, headers, turn) for turn in turns]
 
 
-def read_turn(template: Template, heads: dict[str, list[int]], turn: list[int]) -> tuple[str, str]:
-    for role, head in heads.items():
-        if turn[: len(head)] == head:
-            return role, template.decode(turn[len(head) :])
+def read_turn(
+    template: Template, headers: dict[str, list[int]], turn: list[int]
+) -> tuple[str, str]:
+    for role, header in headers.items():
+        if turn[: len(header)] == header:
+            return role, template.decode(turn[len(header) :])
     raise AssertionError(f"a turn without a header: {turn}")
 
 
-def end_of(template: Template) -> int:
+def end_token(template: Template) -> int:
     return int(template.tokenizer.convert_tokens_to_ids(END))
 
 
@@ -98,31 +101,31 @@ def supervised_ids(rendered: Rendered) -> list[int]:
 
 @settings(max_examples=60, deadline=None)
 @given(conversation=conversations())
-def test_no_text_creates_an_end_token(template: Template, conversation: Conversation) -> None:
+def test_no_text_adds_an_end_token(template: Template, conversation: Conversation) -> None:
     ids = template.render(conversation).ids
     closing = conversation.roles[-1] == "assistant"
-    assert ids.count(end_of(template)) == len(conversation.messages) + closing
+    assert ids.count(end_token(template)) == len(conversation.messages) + closing
 
 
 @settings(max_examples=60, deadline=None)
 @given(conversation=conversations())
-def test_roles_and_words_can_be_read_back(template: Template, conversation: Conversation) -> None:
-    said = [(m.role, m.content.strip()) for m in conversation.messages]
-    assert parse(template, template.render(conversation).ids) == said
+def test_roles_and_texts_can_be_read_back(template: Template, conversation: Conversation) -> None:
+    turns = [(m.role, m.content.strip()) for m in conversation.messages]
+    assert parse(template, template.render(conversation).ids) == turns
 
 
 @settings(max_examples=60, deadline=None)
 @given(conversation=conversations(answered=True))
-def test_each_reply_follows_its_prompt_in_training(
+def test_each_reply_is_trained_after_its_chat_prompt(
     template: Template, conversation: Conversation
 ) -> None:
     rendered = template.render(conversation)
     starts = [
         i
-        for i, (before, here) in enumerate(
+        for i, (before, supervised) in enumerate(
             zip([False, *rendered.supervised], rendered.supervised, strict=False)
         )
-        if here and not before
+        if supervised and not before
     ]
     replies = [i for i, role in enumerate(conversation.roles) if role == "assistant"]
     assert len(starts) == len(replies)
@@ -132,7 +135,7 @@ def test_each_reply_follows_its_prompt_in_training(
 
 @settings(max_examples=60, deadline=None)
 @given(conversation=conversations())
-def test_supervised_are_the_replies_and_their_ends(
+def test_replies_and_their_end_tokens_are_supervised(
     template: Template, conversation: Conversation
 ) -> None:
     text = template.decode(supervised_ids(template.render(conversation)), special=True)
@@ -142,65 +145,69 @@ def test_supervised_are_the_replies_and_their_ends(
 
 @settings(max_examples=60, deadline=None)
 @given(conversation=conversations())
-def test_other_tools_render_alike(template: Template, conversation: Conversation) -> None:
-    """Golden: ids and mask of `apply_chat_template`, for words that hold no special token."""
+def test_transformers_renders_the_same(template: Template, conversation: Conversation) -> None:
+    """Compare ids and mask with `apply_chat_template`, for text without special tokens."""
     messages = [
         {"role": m.role, "content": m.content.replace(END, "")} for m in conversation.messages
     ]
     if any(END in m["content"] for m in messages):
-        return  # what was left around a removed token spelt another
-    theirs = template.tokenizer.apply_chat_template(
+        return  # the text around a removed token spells another one
+    expected = template.tokenizer.apply_chat_template(
         messages, return_assistant_tokens_mask=True, return_dict=True
     )
-    ours = template.render(Conversation.of(*((m["role"], m["content"]) for m in messages)))
-    assert theirs["input_ids"] == ours.ids
-    assert [bool(x) for x in theirs["assistant_masks"]] == ours.supervised
+    rendered = template.render(Conversation.of(*((m["role"], m["content"]) for m in messages)))
+    assert expected["input_ids"] == rendered.ids
+    assert [bool(x) for x in expected["assistant_masks"]] == rendered.supervised
 
 
 @settings(max_examples=30, deadline=None)
 @given(conversation=conversations())
-def test_other_tools_prompt_alike(template: Template, conversation: Conversation) -> None:
+def test_transformers_gives_the_same_prompt(template: Template, conversation: Conversation) -> None:
     messages = [
         {"role": m.role, "content": m.content.replace(END, "")} for m in conversation.messages
     ]
     if messages[-1]["role"] == "assistant" or any(END in m["content"] for m in messages):
         return
-    theirs = template.tokenizer.apply_chat_template(messages, add_generation_prompt=True)
-    assert theirs["input_ids"] == template.prompt(
+    expected = template.tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+    assert expected["input_ids"] == template.prompt(
         [Message(m["role"], m["content"]) for m in messages]
     )
 
 
 @settings(max_examples=60, deadline=None)
-@given(words=WORDS)
-def test_words_hold_no_special_token_and_come_back(template: Template, words: str) -> None:
-    ids = template.words(words)
-    assert end_of(template) not in ids
-    assert template.decode(ids) == words.strip()
+@given(text=TEXTS)
+def test_encoded_text_has_no_special_token_and_decodes(template: Template, text: str) -> None:
+    ids = template.encode(text)
+    assert end_token(template) not in ids
+    assert template.decode(ids) == text.strip()
 
 
 @settings(max_examples=20, deadline=None)
 @given(batch=st.lists(conversations(), max_size=6))
-def test_many_render_as_one_by_one(template: Template, batch: list[Conversation]) -> None:
+def test_many_conversations_render_as_one_by_one(
+    template: Template, batch: list[Conversation]
+) -> None:
     assert list(template.render_many(batch)) == [template.render(c) for c in batch]
 
 
-def test_more_conversations_than_a_batch_keep_their_order(template: Template) -> None:
-    asked = (Conversation.of(("user", f"number {i}"), ("assistant", str(i))) for i in range(1203))
-    replies = [template.decode(supervised_ids(r)) for r in template.render_many(asked)]
+def test_more_conversations_than_a_batch_stay_in_order(template: Template) -> None:
+    conversations = (
+        Conversation.of(("user", f"number {i}"), ("assistant", str(i))) for i in range(1203)
+    )
+    replies = [template.decode(supervised_ids(r)) for r in template.render_many(conversations)]
     assert replies == [str(i) for i in range(1203)]
 
 
-def test_long_conversations_are_not_gathered_by_the_thousand(template: Template) -> None:
+def test_a_batch_of_long_conversations_is_small(template: Template) -> None:
     read = 0
 
-    def long() -> Iterator[Conversation]:
+    def long_conversations() -> Iterator[Conversation]:
         nonlocal read
         for _ in range(50):
             read += 1
             yield Conversation.of(("user", "Hi"), ("assistant", "word " * 40_000))
 
-    next(template.render_many(long()))
+    next(template.render_many(long_conversations()))
     assert read <= 6
 
 
@@ -208,67 +215,69 @@ def test_no_conversations_render_to_nothing(template: Template) -> None:
     assert list(template.render_many([])) == []
 
 
-def test_an_empty_reply_supervises_its_end_alone(template: Template) -> None:
+def test_only_the_end_token_of_an_empty_reply_is_supervised(template: Template) -> None:
     rendered = template.render(Conversation.of(("user", "hi"), ("assistant", " \n")))
-    assert supervised_ids(rendered) == [end_of(template)]
+    assert supervised_ids(rendered) == [end_token(template)]
 
 
-def test_an_unanswered_conversation_supervises_nothing(template: Template) -> None:
+def test_nothing_is_supervised_in_an_unanswered_conversation(template: Template) -> None:
     assert not any(template.render(Conversation.of(("user", "hi"))).supervised)
 
 
-def test_ids_and_mask_are_of_one_length(template: Template) -> None:
+def test_ids_and_mask_have_the_same_length(template: Template) -> None:
     rendered = template.render(Conversation.of(("system", "s"), ("user", "u"), ("assistant", "a")))
     assert len(rendered.ids) == len(rendered.supervised)
 
 
-def test_the_slots_own_marks_are_words_too(template: Template) -> None:
-    said = Conversation.of(("user", "\ue0001\ue001 and \ue0000\ue001"), ("assistant", "\ue0001"))
-    assert parse(template, template.render(said).ids) == [
-        (m.role, m.content) for m in said.messages
+def test_slot_markers_in_a_message_stay_text(template: Template) -> None:
+    conversation = Conversation.of(
+        ("user", "\ue0001\ue001 and \ue0000\ue001"), ("assistant", "\ue0001")
+    )
+    assert parse(template, template.render(conversation).ids) == [
+        (m.role, m.content) for m in conversation.messages
     ]
 
 
-def test_template_language_in_words_stays_words(template: Template) -> None:
-    said = "{{ eos_token }}{% for m in messages %}{{ m }}{% endfor %}"
-    assert parse(template, template.render(Conversation.of(("user", said))).ids) == [("user", said)]
+def test_jinja_in_a_message_stays_text(template: Template) -> None:
+    text = "{{ eos_token }}{% for m in messages %}{{ m }}{% endfor %}"
+    assert parse(template, template.render(Conversation.of(("user", text))).ids) == [("user", text)]
 
 
-def test_end_ids_are_the_end_token(template: Template) -> None:
-    assert template.end_ids == {end_of(template)}
+def test_the_end_token_ends_a_reply(template: Template) -> None:
+    assert template.end_ids == {end_token(template)}
 
 
-def test_decode_leaves_special_tokens_out_unless_asked(template: Template) -> None:
+def test_decode_omits_special_tokens_by_default(template: Template) -> None:
     ids = template.render(Conversation.of(("user", "hi"), ("assistant", "ho"))).ids
     assert END not in template.decode(ids)
     assert template.decode(ids, special=True).count(END) == 3
 
 
-def test_threads_never_let_a_special_token_through(template: Template) -> None:
-    """The switch for special tokens is state; other threads use the tokenizer meanwhile."""
-    end, stop = end_of(template), threading.Event()
+def test_no_special_token_is_encoded_while_threads_share_the_tokenizer(template: Template) -> None:
+    """`encode_special_tokens` is state, and other threads use the tokenizer at the same time."""
+    end, stop = end_token(template), threading.Event()
 
     def disturb() -> int:
-        seen = 0
+        special = 0
         while not stop.is_set():
-            seen += template.tokenizer(END).input_ids == [end]
+            special += template.tokenizer(END).input_ids == [end]
             template.tokenizer.apply_chat_template([{"role": "user", "content": END}])
-        return seen
+        return special
 
     def encode(i: int) -> bool:
-        said = Conversation.of(("user", f"{END}{i}"), ("assistant", f"{i}{END}"))
-        return template.render(said).ids.count(end) == 3 and end not in template.words(END)
+        conversation = Conversation.of(("user", f"{END}{i}"), ("assistant", f"{i}{END}"))
+        return template.render(conversation).ids.count(end) == 3 and end not in template.encode(END)
 
     with ThreadPoolExecutor(4) as pool:
-        noise = pool.submit(disturb)
+        disturbance = pool.submit(disturb)
         try:
             assert all(pool.map(encode, range(300)))
         finally:
             stop.set()
-        assert noise.result() > 0
+        assert disturbance.result() > 0
 
 
-# --- loading, and tokenizers that bring a template of their own --------------------------------
+# --- loading, and tokenizers with a template of their own ---------------------------------------
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}"
@@ -280,9 +289,9 @@ TALK = Conversation.of(
 
 
 def with_tokens(jinja: str, *, named: bool = True, opener_is_special: bool = True) -> Any:
-    """The starter's tokenizer with ChatML's two tokens and a chat template.
+    """Return the starter's tokenizer with ChatML's two tokens and a chat template.
 
-    Not `named`: the tokens are special in the tokenizer, but no attribute of it names them.
+    Without `named`, the tokens are special but are not among the tokenizer's named special tokens.
     """
     from tokenizers import AddedToken
 
@@ -301,12 +310,12 @@ def with_tokens(jinja: str, *, named: bool = True, opener_is_special: bool = Tru
     return tokenizer
 
 
-def test_a_tokenizer_without_a_template_gets_ours() -> None:
+def test_a_tokenizer_without_a_template_gets_chattunes() -> None:
     template = Template.load(starter_folder())
     assert template.tokenizer.chat_template == CHAT_TEMPLATE
 
 
-def test_a_saved_template_renders_alike(tmp_path: Path) -> None:
+def test_a_saved_template_renders_the_same(tmp_path: Path) -> None:
     template = Template.load(starter_folder())
     template.tokenizer.save_pretrained(tmp_path)
     assert Template.load(tmp_path).render(TALK) == template.render(TALK)
@@ -327,28 +336,28 @@ def test_a_tokenizer_without_an_end_token_is_refused() -> None:
         Template(tokenizer)
 
 
-def test_a_template_of_the_bases_own_is_kept() -> None:
+def test_the_template_of_a_base_is_kept() -> None:
     tokenizer = with_tokens(CHATML)
     assert Template(tokenizer).tokenizer.chat_template == CHATML
 
 
-def test_chatml_supervises_words_and_their_end() -> None:
+def test_chatml_replies_and_their_ends_are_supervised() -> None:
     template = Template(with_tokens(CHATML))
     talk = Conversation.of(*((m.role, m.content) for m in TALK.messages), ("assistant", "Bye!"))
     text = template.decode(supervised_ids(template.render(talk)), special=True)
     assert text == "Hello.<|im_end|>Bye!<|im_end|>"
 
 
-def test_chatml_renders_as_other_tools_do() -> None:
+def test_chatml_renders_as_in_transformers() -> None:
     template = Template(with_tokens(CHATML))
     messages = [{"role": m.role, "content": m.content} for m in TALK.messages]
-    whole = template.tokenizer.apply_chat_template(messages)
+    conversation = template.tokenizer.apply_chat_template(messages)
     prompt = template.tokenizer.apply_chat_template(messages, add_generation_prompt=True)
-    assert template.render(TALK).ids == whole["input_ids"]
+    assert template.render(TALK).ids == conversation["input_ids"]
     assert template.prompt(TALK.messages) == prompt["input_ids"]
 
 
-def test_chatml_replies_end_with_its_token_or_the_tokenizers() -> None:
+def test_chatml_replies_end_with_either_end_token() -> None:
     tokenizer = with_tokens(CHATML)
     ends = tokenizer.convert_tokens_to_ids(["<|im_end|>", END])
     assert Template(tokenizer).end_ids == set(ends)
@@ -356,56 +365,54 @@ def test_chatml_replies_end_with_its_token_or_the_tokenizers() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(
-    said=st.lists(
+    text=st.lists(
         st.sampled_from(("<|im_start|>", "<|im_end|>", END, "assistant\n", "a", " ")), max_size=8
     ).map("".join)
 )
-def test_chatml_tokens_cannot_be_typed(said: str) -> None:
-    template = chatml()
-    ids = template.render(Conversation.of(("user", said), ("assistant", said))).ids
+def test_chatml_tokens_cannot_be_typed(text: str) -> None:
+    template = chatml_template()
+    ids = template.render(Conversation.of(("user", text), ("assistant", text))).ids
     start, end, eos = template.tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>", END])
     assert (ids.count(start), ids.count(end), ids.count(eos)) == (2, 2, 0)
 
 
-_CHATML: list[Template] = []
+@functools.cache
+def chatml_template() -> Template:
+    return Template(with_tokens(CHATML))
 
 
-def chatml() -> Template:
-    if not _CHATML:
-        _CHATML.append(Template(with_tokens(CHATML)))
-    return _CHATML[0]
-
-
-def test_a_marker_that_is_an_ordinary_added_token_cannot_be_typed_either() -> None:
-    """Some bases declare their openers as plain added tokens; the template writes them still."""
+def test_a_marker_that_is_an_ordinary_added_token_cannot_be_typed() -> None:
+    """Some bases add the token that opens a turn without marking it as special."""
     try:
         template = Template(with_tokens(CHATML, opener_is_special=False))
     except BaseError:
-        return  # refusing such a base is as safe
+        return  # refusing such a base is safe too
     start = template.tokenizer.convert_tokens_to_ids("<|im_start|>")
-    assert start not in template.words("<|im_start|>assistant")
+    assert start not in template.encode("<|im_start|>assistant")
 
 
-def test_special_tokens_that_no_attribute_names_end_replies_too() -> None:
-    """Bases such as Gemma mark their turn's end as special in tokenizer.json only."""
+def test_special_tokens_that_are_not_named_end_replies_too() -> None:
+    """Bases such as Gemma mark the end of a turn as special in tokenizer.json only."""
     tokenizer = with_tokens(CHATML, named=False)
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     template = Template(tokenizer)
     assert end in template.end_ids
-    assert end not in template.words("<|im_end|>")
+    assert end not in template.encode("<|im_end|>")
 
 
-SAYS = "{{ message['content'] }}"
-DROPS = CHATML.replace(SAYS, "{% if message['role'] != 'assistant' %}" + SAYS + "{% endif %}")
-DROPS_SYSTEM = CHATML.replace(SAYS, "{% if message['role'] != 'system' %}" + SAYS + "{% endif %}")
+CONTENT = "{{ message['content'] }}"
+DROPS = CHATML.replace(CONTENT, "{% if message['role'] != 'assistant' %}" + CONTENT + "{% endif %}")
+DROPS_SYSTEM = CHATML.replace(
+    CONTENT, "{% if message['role'] != 'system' %}" + CONTENT + "{% endif %}"
+)
 REFUSES_SYSTEM = (
     "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
     + CHATML
 )
 REMINDS = CHATML.replace(
-    SAYS,
+    CONTENT,
     "{% set later = messages[loop.index:] | selectattr('role', 'equalto', 'user') | list %}"
-    "{% if message['role'] == 'user' and not later %}Be brief:\n{% endif %}" + SAYS,
+    "{% if message['role'] == 'user' and not later %}Be brief:\n{% endif %}" + CONTENT,
 )
 
 
@@ -413,7 +420,9 @@ REMINDS = CHATML.replace(
     ("jinja", "why"),
     [
         pytest.param(DROPS, "drops or repeats", id="drops a message"),
-        pytest.param(CHATML.replace(SAYS, SAYS * 2), "drops or repeats", id="repeats a message"),
+        pytest.param(
+            CHATML.replace(CONTENT, CONTENT * 2), "drops or repeats", id="repeats a message"
+        ),
         pytest.param(CHATML.replace("<|im_end|>", "</s>"), "could not stop", id="no end"),
         pytest.param("{% for m in %}", "chat template refuses", id="broken"),
         pytest.param("{{ messages[0].a.b }}", "chat template refuses", id="undefined"),
@@ -432,7 +441,9 @@ def test_a_template_that_cannot_be_tuned_on_is_refused(jinja: str, why: str) -> 
         pytest.param(REFUSES_SYSTEM, r"refuses system / user .*\(no system role\)", id="raises"),
     ],
 )
-def test_a_template_without_a_system_role_says_so(jinja: str, why: str) -> None:
+def test_a_template_without_a_system_role_is_refused_for_system_messages(
+    jinja: str, why: str
+) -> None:
     template = Template(with_tokens(jinja))
     assert template.render(Conversation.of(("user", "hi"), ("assistant", "ho"))).ids
     with pytest.raises(BaseError, match=why):
@@ -446,19 +457,19 @@ def test_several_templates_without_a_default_are_refused() -> None:
         Template(with_tokens({"plain": CHATML, "tool_use": CHATML}))
 
 
-def test_a_template_that_rewrites_earlier_turns_does_not_part_training_from_chatting() -> None:
-    """A reminder before the last question only: the first reply is tuned on another prompt."""
+def test_a_template_that_rewrites_earlier_turns_cannot_make_chats_differ_from_training() -> None:
+    """This one writes a reminder before the last question, so the first prompt changes later."""
     try:
         template = Template(with_tokens(REMINDS))
     except BaseError:
-        return  # refused: nothing can differ
+        return  # refused, so that nothing can differ
     talk = Conversation.of(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))
     prompt = template.prompt(talk.messages[:1])
     assert template.render(talk).ids[: len(prompt)] == prompt
 
 
-def test_a_template_whose_pieces_merge_with_words_is_refused() -> None:
-    """Words right after letters merge with them in one text, and not when tokenised apart."""
-    merging = CHATML.replace(SAYS, "The words were " + SAYS)
+def test_a_template_that_merges_with_the_messages_is_refused() -> None:
+    """Letters right before a message merge with it only if both are tokenised together."""
+    merging = CHATML.replace(CONTENT, "The words were " + CONTENT)
     with pytest.raises(BaseError, match="does not keep turns apart"):
         Template(with_tokens(merging))

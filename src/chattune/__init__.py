@@ -1,7 +1,7 @@
 """chattune: fine-tune a pre-trained language model into a chatbot, prove it, and talk to it.
 
-The verbs of the command line are functions here: `prepare(recipe)`, `tune(recipe, output)`,
-`Chatbot.load(run_or_model)`; `load_recipe(name)` gives them their recipe.
+The commands of the command line are also functions: `load_recipe(name)` returns the recipe that
+`prepare(recipe)` and `tune(recipe, output)` take, and `Chatbot.load(run_or_model)` loads a result.
 """
 
 import importlib
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from chattune.run import Run
     from chattune.tuning import tune
 
-_HOMES = {
+_DEFINED_IN = {
     "Chatbot": "chattune.chat",
     "Conversation": "chattune.conversation",
     "Message": "chattune.conversation",
@@ -46,7 +46,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used: `chattune --help` needs no torch."""
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+    """Import a public name when it is first used, so that `chattune --help` needs no torch."""
+    if name in _DEFINED_IN:
+        return getattr(importlib.import_module(_DEFINED_IN[name]), name)
     raise AttributeError(f"module 'chattune' has no attribute {name!r}")

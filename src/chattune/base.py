@@ -1,12 +1,11 @@
-"""Where a base model is: embedded, in a folder, or on the Hub; checked before it is used.
+"""The base model on disk: embedded, in a folder or downloaded from the Hub, and checked.
 
-Only safetensors are read: a pickle can run code while it is loaded. Code that a model brings
-along is never run.
+Only safetensors are read, because a pickle can run code while it is loaded. Code that comes with a
+model is never run.
 """
 
 import hashlib
 import json
-import re
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -16,15 +15,19 @@ from chattune import hub
 from chattune.errors import BaseError, HubError, HubNotFound, HubUnreachable
 
 STARTER = "starter"
-_TOKENIZER_FILES = ["config.json", "generation_config.json", "tokenizer*", "vocab*", "merges.txt"]
-_TOKENIZER_FILES += ["special_tokens_map.json", "added_tokens.json", "chat_template.jinja"]
+_TOKENIZER_FILES = [
+    *("config.json", "generation_config.json", "tokenizer*", "vocab*", "merges.txt"),
+    *("special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
+]
 _WEIGHT_FILES = ["*.safetensors", "model.safetensors.index.json"]
-_HUB_ID = re.compile(r"(?!\.)[\w.-]+/[\w.-]+|[\w-]+")
 
 
 @dataclass(frozen=True)
 class Base:
-    """A base on this machine's disk: the name it was asked for, its folder, its config."""
+    """A base model on this machine's disk.
+
+    `name` is the one that the user gave; `config` is the content of config.json.
+    """
 
     name: str
     folder: Path
@@ -32,22 +35,22 @@ class Base:
 
     @property
     def portable_name(self) -> str:
-        """What another tool on this machine can load: the Hub id, or the folder's path."""
+        """A name that other tools on this machine can load: the Hub id or the folder's path."""
         return self.name if is_on_hub(self.name) else str(self.folder)
 
     @property
     def positions(self) -> int | None:
-        """Tokens the model can see at once, where its config says so."""
+        """The number of tokens that the model can see at once, or None if config.json lacks it."""
         for key in ("max_position_embeddings", "n_positions", "n_ctx"):
             if isinstance(self.config.get(key), int):
                 return int(self.config[key])
         return None
 
     def fingerprint(self) -> str:
-        """SHA-256 over config and weight files: sizes, first and last megabyte of each.
+        """Return a SHA-256 of the config and of each weight file's size, first and last megabyte.
 
-        Cheap for files of gigabytes; it tells other weights apart, not one flipped bit (a
-        download's own hash does that).
+        It is cheap for files of gigabytes and tells different weights apart. It does not notice a
+        single flipped bit; downloads are compared with the Hub's full hashes for that.
         """
         digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
         for path in sorted(self.folder.glob("*.safetensors")):
@@ -61,25 +64,32 @@ class Base:
 
 
 def starter_folder() -> Path:
-    """Folder of the embedded base."""
+    """Return the folder of the embedded base."""
     return Path(str(resources.files("chattune") / "starter"))
 
 
 def find_base(name: str, *, weights: bool = True) -> Base:
-    """Find a base by name and bring it down from the Hub if it is there.
+    """Find a base by name: `starter`, a local folder, or a Hub id, which is downloaded.
 
-    With `weights=False` only configuration and tokenizer are fetched and needed. Raises BaseError
-    for a base that is missing, damaged, pickled, or that wants code of its own to run.
+    With `weights=False` only configuration and tokenizer are downloaded and required. Raises
+    BaseError if the base is missing or damaged, has only pickled weights, or needs its own code.
     """
     folder = _folder_of(name, weights)
     try:
         config = json.loads((folder / "config.json").read_text("utf-8"))
     except FileNotFoundError as error:
-        raise BaseError(f"base {name}: {folder} holds no config.json, so no model") from error
+        raise BaseError(
+            f"base {name}: {folder} holds no config.json; give the folder of a model"
+        ) from error
     except (OSError, ValueError) as error:
-        raise BaseError(f"base {name}: its config.json is damaged ({error})") from error
+        raise BaseError(
+            f"base {name}: its config.json is damaged ({error}); save or download it again"
+        ) from error
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
-        raise BaseError(f"base {name}: its config.json is damaged (it names no model_type)")
+        raise BaseError(
+            f"base {name}: its config.json is damaged (it names no model_type); "
+            "save or download it again"
+        )
     _refuse_remote_code(name, config)
     if weights:
         _refuse_pickles(name, folder)
@@ -87,8 +97,8 @@ def find_base(name: str, *, weights: bool = True) -> Base:
 
 
 def is_on_hub(name: str) -> bool:
-    """Return True if a base of this name comes from the Hub: not embedded, and no local path."""
-    return name != STARTER and not Path(name).exists()
+    """Return whether `name` is a Hub id, rather than the embedded base or a local path."""
+    return name != STARTER and not Path(name).exists() and hub.is_hub_id(name, "model")
 
 
 def _folder_of(name: str, weights: bool) -> Path:
@@ -97,9 +107,11 @@ def _folder_of(name: str, weights: bool) -> Path:
     if Path(name).is_dir():
         return Path(name).resolve()
     if Path(name).exists():
-        raise BaseError(f"base {name}: a file; give the folder that holds config.json")
-    if not _HUB_ID.fullmatch(name):
-        raise BaseError(f"base {name}: no such folder, and not a Hub id such as org/model")
+        raise BaseError(f"base {name}: is a file; give the folder that holds config.json")
+    if not is_on_hub(name):
+        raise BaseError(
+            f"base {name}: no such folder, and not a Hub id such as org/model; check the name"
+        )
     return _download(name, _TOKENIZER_FILES + (_WEIGHT_FILES if weights else []))
 
 
@@ -108,14 +120,14 @@ def _download(name: str, patterns: list[str]) -> Path:
         return hub.fetch(name, "model", patterns)
     except HubNotFound as error:
         raise BaseError(
-            f"base {name}: the Hub has no such model, or it is private or gated "
-            "(then: hf auth login); a local folder must exist"
+            f"base {name}: the Hub has no such model, or it is private or gated; check the name, "
+            "log in with `hf auth login`, or give a local folder that exists"
         ) from error
     except HubUnreachable as error:
         raise BaseError(
-            f"base {name}: not on this machine and the Hub cannot be reached; where there is a "
-            f"network run `hf download {name}` and copy the cache, or give a folder, or use the "
-            f"embedded base: --base {STARTER}"
+            f"base {name}: not on this machine, and the Hub cannot be reached; run "
+            f"`hf download {name}` on a machine with a network and copy its cache, give a local "
+            f"folder, or use the embedded base with --base {STARTER}"
         ) from error
     except HubError as error:
         raise BaseError(f"base {name}: {error}") from error
@@ -125,10 +137,11 @@ def _refuse_remote_code(name: str, config: dict[str, Any]) -> None:
     from transformers import CONFIG_MAPPING
 
     if config.get("model_type") not in CONFIG_MAPPING:
-        wants = "wants to run code of its own" if config.get("auto_map") else "has a model_type"
+        own_code = ", and it wants to run code of its own, which chattune never runs"
         raise BaseError(
-            f"base {name}: {wants} that this transformers does not know "
-            f"({config.get('model_type')!r}); chattune runs no downloaded code"
+            f"base {name}: the installed transformers does not know its model_type "
+            f"{config.get('model_type')!r}{own_code if config.get('auto_map') else ''}; "
+            "choose another base"
         )
 
 
@@ -138,7 +151,9 @@ def _refuse_pickles(name: str, folder: Path) -> None:
     pickles = [f.name for pattern in ("*.bin", "*.pt", "*.pth") for f in folder.glob(pattern)]
     if pickles:
         raise BaseError(
-            f"base {name}: only pickled weights ({pickles[0]}), which can run code when loaded; "
-            "convert them to safetensors, or ask the author to"
+            f"base {name}: has only pickled weights ({pickles[0]}), which can run code when "
+            "loaded; convert them to safetensors, or ask the author to"
         )
-    raise BaseError(f"base {name}: {folder} holds no *.safetensors weights")
+    raise BaseError(
+        f"base {name}: {folder} holds no *.safetensors weights; save or download them again"
+    )

@@ -1,16 +1,15 @@
-"""Message and Conversation: frozen values, the only currency between stages."""
+"""Message and Conversation: the frozen values that every stage takes and gives."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 Role = Literal["system", "user", "assistant"]
-ROLES: tuple[Role, ...] = get_args(Role)
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What one side said, as it was said."""
+    """One message of a conversation, with its text unchanged."""
 
     role: Role
     content: str
@@ -18,27 +17,27 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """An optional system message, then user and assistant in turn."""
+    """An optional system message, followed by user and assistant messages in turn."""
 
     messages: tuple[Message, ...]
 
     @classmethod
     def of(cls, *turns: tuple[Role, str]) -> "Conversation":
-        """Build one from (role, words) pairs."""
+        """Build a conversation from (role, text) pairs."""
         return cls(tuple(Message(role, content) for role, content in turns))
 
     @property
     def roles(self) -> tuple[Role, ...]:
-        """The roles in order."""
+        """The role of each message, in order."""
         return tuple(message.role for message in self.messages)
 
     @property
     def opening(self) -> str:
-        """What the person asked first, after the system message if there is one."""
+        """The first user message, or an empty string if there is none."""
         return next((m.content for m in self.messages if m.role == "user"), "")
 
 
 def alternates(roles: Sequence[Role]) -> bool:
-    """Whether an optional system role is followed by user, assistant, user, ... ."""
+    """Return whether the roles are an optional system, then user, assistant, user, and so on."""
     turns = roles[1:] if roles[:1] == ("system",) else roles
     return all(role == ("user", "assistant")[i % 2] for i, role in enumerate(turns))

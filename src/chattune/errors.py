@@ -1,30 +1,30 @@
-"""Every error that chattune raises on purpose, on one screen.
+"""Every error that chattune raises on purpose.
 
-A `UserError` names the field or `file:line`, the value seen and the remedy, and ends the command
-line with exit code 2 and no traceback.
+The message of a `UserError` names the field or `file:line`, the value seen and the remedy. The
+command line prints it without a traceback and exits with code 2.
 """
 
 import signal
 
 
 class ChattuneError(Exception):
-    """Something that chattune noticed going wrong; its text is meant for a person."""
+    """The base class of chattune's errors, whose messages are written for the user."""
 
     exit_code = 1
 
 
 class UserError(ChattuneError):
-    """The person who called can put it right."""
+    """An error that the user can put right."""
 
     exit_code = 2
 
 
 class RecipeError(UserError):
-    """A recipe, an override or a setting that cannot be followed."""
+    """An invalid recipe, override or setting."""
 
 
 class DataError(UserError):
-    """Rows that cannot be read, recognised or used."""
+    """Rows of a data source that cannot be read, recognised or used."""
 
 
 class BaseError(UserError):
@@ -32,11 +32,11 @@ class BaseError(UserError):
 
 
 class RunError(UserError):
-    """A run folder that is missing, unfinished, damaged or in the way."""
+    """A run folder that is missing, unfinished or damaged, or that a new run would overwrite."""
 
 
 class OutputError(UserError):
-    """A place that cannot be written to, or that holds something already."""
+    """An output folder that cannot be written to or is not empty."""
 
 
 class ChatError(UserError):
@@ -46,28 +46,28 @@ class ChatError(UserError):
 class BadRow(ChattuneError):
     """A row of a data source that cannot become a conversation.
 
-    The reader of the rows either counts it as dropped or turns it into a DataError with its place.
+    The reader of the rows either counts the row as dropped or raises a DataError with its place.
     """
 
 
 class HubError(ChattuneError):
-    """The Hub gave nothing that can be used; the caller adds what was wanted and the remedy."""
+    """A failed request to the Hub; the caller adds what was requested and the remedy."""
 
 
 class HubNotFound(HubError):
-    """The Hub has no such repository, or this user may not read it."""
+    """A repository that the Hub does not have, or that the user may not read."""
 
 
 class HubUnreachable(HubError):
-    """The files are not in the cache, and there is no network or it may not be used."""
+    """A request for files that are not cached, while the Hub cannot be reached."""
 
 
 class VerificationError(ChattuneError):
-    """What was saved is not what was trained."""
+    """A saved model that computes something else than the trained model."""
 
 
 class Interrupted(ChattuneError):
-    """A signal ended the work after its state was saved."""
+    """Work that a signal stopped after its state was saved; the exit code is 128 + `signum`."""
 
     def __init__(self, message: str, signum: int = signal.SIGINT) -> None:
         super().__init__(message)
@@ -75,6 +75,6 @@ class Interrupted(ChattuneError):
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text, at most 200 characters, or its class's name."""
+    """Return the first line of an error's message, cut at 200 characters, or its class name."""
     text = str(error).strip()
     return text.splitlines()[0][:200] if text else type(error).__name__

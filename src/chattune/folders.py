@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all."""
+"""Files and folders that are written completely or not at all."""
 
 import json
 import os
@@ -13,65 +13,73 @@ from chattune.errors import OutputError
 
 
 def cache_folder() -> Path:
-    """What can be made again is kept in $CHATTUNE_CACHE, or in chattune in the user's cache."""
-    if named := os.environ.get("CHATTUNE_CACHE"):
-        return Path(named)
+    """Return $CHATTUNE_CACHE, or `chattune` in the user's cache folder; it may not exist yet."""
+    if configured := os.environ.get("CHATTUNE_CACHE"):
+        return Path(configured)
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "chattune"
 
 
-def refuse_in_use(folder: Path, option: str) -> None:
-    """Raise OutputError unless `folder` can be made: absent or empty, and in a writable place."""
+def check_output_folder(folder: Path, option: str) -> None:
+    """Raise OutputError unless `folder` is absent or empty and can be written to.
+
+    `option` is the name by which the user gave the folder; the error begins with it.
+    """
     in_use = any(folder.iterdir()) if folder.is_dir() else folder.exists() or folder.is_symlink()
     if in_use:
         raise OutputError(f"{option} {folder}: exists and is not an empty folder; choose another")
-    parent = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    nearest = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     try:
-        with tempfile.TemporaryFile(dir=parent):
+        with tempfile.TemporaryFile(dir=nearest):
             pass
     except OSError as error:
         raise _unwritable(folder, option, error) from error
 
 
 @contextmanager
-def whole_folder(folder: Path, option: str) -> Iterator[Path]:
-    """A folder to write into; at the end what it holds is moved to `folder`, or nothing is left."""
-    missing = [p for p in folder.absolute().parents if not p.exists()]
-    aside = None
+def atomic_folder(folder: Path, option: str) -> Iterator[Path]:
+    """Yield a temporary folder whose content becomes `folder` if the block ends without an error.
+
+    After an error nothing is left behind, not even parent folders that were created. An OSError
+    becomes an OutputError that begins with `option`.
+    """
+    missing_parents = [p for p in folder.absolute().parents if not p.exists()]
+    temporary = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-        yield aside
-        for path in (aside, *aside.rglob("*")):  # temporary folders are private, and safetensors
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+        yield temporary
+        # Temporary folders and the files that safetensors writes are private to their owner.
+        for path in (temporary, *temporary.rglob("*")):
             path.chmod(0o755 if path.is_dir() else 0o644)
-        if folder.is_dir():  # the current folder, a mount point, a damaged entry of the cache
-            for file in aside.iterdir():
+        if folder.is_dir():  # kept, because it may be the current folder or hold a damaged cache
+            for file in temporary.iterdir():
                 file.replace(folder / file.name)
         else:
-            aside.replace(folder)
+            temporary.replace(folder)
     except OSError as error:
         raise _unwritable(folder, option, error) from error
     finally:
-        if aside is not None:
-            shutil.rmtree(aside, ignore_errors=True)
-        for parent in missing:
-            with suppress(OSError):  # not empty: it all went well
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+        for parent in missing_parents:
+            with suppress(OSError):  # not empty, because the block succeeded
                 parent.rmdir()
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole: a reader sees the old one or the new one."""
+    """Replace a file in one step: a reader sees the old content or the new, never a part."""
     with tempfile.NamedTemporaryFile(
         dir=path.parent, prefix=f".{path.name}.", delete=False
-    ) as aside:
-        aside.write(content)
-        aside.flush()
-        os.fsync(aside.fileno())
-    Path(aside.name).chmod(0o644)  # temporary files are private
-    Path(aside.name).replace(path)
+    ) as temporary:
+        temporary.write(content)
+        temporary.flush()
+        os.fsync(temporary.fileno())
+    Path(temporary.name).chmod(0o644)  # temporary files are private to their owner
+    Path(temporary.name).replace(path)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON whole, readable by a person."""
+    """Write indented JSON in one step, as `write_bytes` does."""
     write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 

@@ -1,10 +1,12 @@
-"""The Hugging Face Hub: files come down whole and compared with its own hashes, or not at all.
+"""Downloads from the Hugging Face Hub, compared with the Hub's own hashes.
 
-The Hub's client checks sizes, not contents: a flipped bit would pass for a weight or a word.
+The Hub's client checks the size of a file but not its content: a flipped bit would pass as a weight
+or a word.
 """
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -14,14 +16,25 @@ from typing import Any, Literal
 from chattune.errors import HubError, HubNotFound, HubUnreachable, first_line
 
 Kind = Literal["model", "dataset"]
-_MARKER = ".chattune-verified"
+_VERIFIED = ".chattune-verified"  # a file in the snapshot that lists what was compared
+
+
+def is_hub_id(name: str, kind: Kind) -> bool:
+    """Return whether `name` has the form of a Hub id: `owner/name`, or for a model also `name`.
+
+    Old models such as gpt2 have no owner.
+    """
+    pattern = r"(?!\.)[\w.-]+/[\w.-]+"
+    if kind == "model":
+        pattern += r"|[\w-]+"
+    return re.fullmatch(pattern, name) is not None
 
 
 def fetch(name: str, kind: Kind, patterns: Sequence[str], revision: str | None = None) -> Path:
-    """Bring the files that match into the Hub's cache; return their folder, named by the commit.
+    """Download the files that match into the Hub's cache and return their folder.
 
-    Without a revision: of the main branch, or with no network as it was brought down last. Raises
-    HubError.
+    The folder is named after the commit. Without a revision, this is the head of the main branch,
+    or without a network the commit that was downloaded last. Raises HubError.
     """
     import huggingface_hub
 
@@ -35,8 +48,8 @@ def fetch(name: str, kind: Kind, patterns: Sequence[str], revision: str | None =
     return folder
 
 
-def last_commit(name: str, kind: Kind) -> str | None:
-    """The commit that the main branch had when it was fetched last."""
+def cached_commit(name: str, kind: Kind) -> str | None:
+    """Return the commit of the main branch at the last download, or None without one."""
     from huggingface_hub import constants
 
     folder = Path(constants.HF_HUB_CACHE) / f"{kind}s--{name.replace('/', '--')}"
@@ -47,48 +60,49 @@ def last_commit(name: str, kind: Kind) -> str | None:
 
 
 def _compare_hashes(name: str, kind: Kind, folder: Path) -> None:
-    """Remove what differs from the Hub's hashes, else the next attempt would find it in the cache.
+    """Remove files that differ from the Hub's hashes and raise HubError if there were any.
 
-    A marker among the files remembers the check, so that gigabytes are hashed once.
+    A damaged file left in the cache would be used by the next attempt. A list of the compared files
+    is kept beside them, so that gigabytes are hashed only once.
     """
     import huggingface_hub
     from huggingface_hub import errors as hub
     from huggingface_hub.utils import httpx
 
     files = _listing(folder)
-    marker = folder / _MARKER
-    if not files or (marker.exists() and marker.read_text("utf-8") == files):
+    verified = folder / _VERIFIED
+    if not files or (verified.exists() and verified.read_text("utf-8") == files):
         return
     try:
         api = huggingface_hub.HfApi()
         checked = api.verify_repo_checksums(name, repo_type=kind, revision=folder.name)
     except (hub.OfflineModeIsEnabled, httpx.ConnectError, httpx.TimeoutException):
-        return  # these files were cached, and checked, when there was a network
-    if broken := [mismatch["path"] for mismatch in checked.mismatches]:
-        for path in broken:
+        return  # the files come from the cache and were compared when they were downloaded
+    if damaged := [mismatch["path"] for mismatch in checked.mismatches]:
+        for path in damaged:
             (folder / path).resolve().unlink(missing_ok=True)  # the content behind the link
             (folder / path).unlink(missing_ok=True)
         raise HubError(
-            f"{', '.join(broken)} came down damaged (not what the Hub's hash says) and was "
+            f"{', '.join(damaged)} came down damaged (its hash is not the Hub's) and was "
             "removed; run the command again"
         )
-    with suppress(OSError):  # a cache that others own may be read-only
-        marker.write_text(files, "utf-8")
+    with suppress(OSError):  # the cache may be another user's and read-only
+        verified.write_text(files, "utf-8")
 
 
 def _listing(folder: Path) -> str:
-    """Every file with size and time: one that was fetched again is checked again."""
+    """List every file with its size and time, so that a file downloaded anew is compared anew."""
     lines = []
     for path in folder.rglob("*"):
-        if path.is_file() and path.name != _MARKER:
-            about = path.stat()
-            lines.append(f"{path.relative_to(folder)} {about.st_size} {about.st_mtime_ns}")
+        if path.is_file() and path.name != _VERIFIED:
+            status = path.stat()
+            lines.append(f"{path.relative_to(folder)} {status.st_size} {status.st_mtime_ns}")
     return "\n".join(sorted(lines))
 
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Turn what the Hub's client and the network library below it raise into HubError."""
+    """Turn the errors of the Hub's client and of its network library into HubError."""
     from huggingface_hub import errors as hub
     from huggingface_hub.utils import httpx
 
@@ -104,18 +118,22 @@ def plain_errors() -> Iterator[None]:
 
 @contextmanager
 def quiet_hub(*libraries: Any) -> Iterator[None]:
-    """No reports of retries on the way to an error, and progress bars only for somebody's eyes.
+    """Silence the reports of retries, and the progress bars unless a person watches a terminal.
 
-    `libraries` are others with bars that are switched as the Hub client's are.
+    `libraries` are other modules whose progress bars are switched as the Hub client's are.
     """
     from huggingface_hub import utils
     from huggingface_hub.utils import logging as hub_logging  # sets its level when imported
 
     watched = sys.stderr.isatty() and not os.environ.get("CI")
-    bars = [x for x in (utils, *libraries) if not watched and not x.are_progress_bars_disabled()]
+    to_silence = [
+        library
+        for library in (utils, *libraries)
+        if not watched and not library.are_progress_bars_disabled()
+    ]
     loggers = [hub_logging.get_logger("huggingface_hub"), logging.getLogger("datasets")]
     with ExitStack() as undo:
-        for library in bars:
+        for library in to_silence:
             undo.callback(library.enable_progress_bars)
             library.disable_progress_bars()
         for logger in loggers:

@@ -1,4 +1,4 @@
-"""Recipe: what a run is. Load, override, validate; every error at once."""
+"""The recipe of a run: its fields, how it is loaded and overridden, and how it is validated."""
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,135 +9,171 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from chattune.conversation import Role
 from chattune.errors import RecipeError
 
 
 class Section(BaseModel):
-    """A part of a recipe: frozen, and closed to fields it does not know."""
+    """A part of a recipe, which is frozen and refuses unknown fields."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DataRecipe(Section):
-    """Which conversations, and how they are cleaned, cut and split."""
+    """The conversations of a run, and how they are cleaned, shortened and split."""
 
-    source: str = Field(description="Hub id, file, folder, or `starter`.")
-    split: str = Field("train", description="Split to read, for a Hub data set.")
-    format: str = Field("auto", description="`auto` recognises the rows by their fields.")
-    columns: dict[Literal["system", "user", "assistant"], str] | None = Field(
-        None, description="Your own column names, for rows of no known format."
+    source: str = Field(description="Hub id, file or folder of the conversations, or `starter`.")
+    split: str = Field("train", description="Split of a Hub data set to read.")
+    format: str = Field(
+        "auto", description="Format of the rows; `auto` recognises it by their fields."
+    )
+    columns: dict[Role, str] | None = Field(
+        None, description="Column of each role, for rows of no known format."
     )
     tree_paths: Literal["best", "all"] = Field(
-        "best", description="OASST trees: the best-ranked path, or every path."
+        "best", description="Paths to take from an OASST tree: the best-ranked one or all of them."
     )
-    rows: int | None = Field(None, ge=1, description="Take a seeded sample of so many rows.")
-    max_length: int = Field(512, ge=16, description="Tokens a conversation may have.")
+    rows: int | None = Field(
+        None, ge=1, description="Number of rows in a random sample; by default every row is read."
+    )
+    max_length: int = Field(512, ge=16, description="Maximum number of tokens in a conversation.")
     overlong: Literal["cut", "drop"] = Field(
-        "cut", description="Longer ones: cut at a turn or sentence end, or dropped."
+        "cut",
+        description="Longer conversations are cut at the end of a turn or sentence, or dropped.",
     )
     near_duplicates: Literal["drop", "keep"] = Field(
-        "drop", description="Conversations that share over nine tenths of their word 5-grams."
+        "drop", description="Drop or keep conversations that share over 90 % of their word 5-grams."
     )
     validation: float = Field(
-        0.02, ge=0, le=0.5, description="Share held out, by a hash of the opening question."
+        0.02,
+        ge=0,
+        le=0.5,
+        description="Share of conversations held out, chosen by a hash of the first question.",
     )
-    skip_bad_rows: bool = Field(False, description="Count unreadable rows and go on.")
+    skip_bad_rows: bool = Field(
+        False, description="Skip and count rows that cannot be read, instead of stopping."
+    )
 
 
 class LoraRecipe(Section):
-    """The adapter that is trained (LoRA, https://arxiv.org/abs/2106.09685)."""
+    """The LoRA adapter to train (Hu et al. 2021, https://arxiv.org/abs/2106.09685)."""
 
     rank: int = Field(16, ge=1, description="Rank of the update.")
-    alpha: float = Field(32, gt=0, description="The update is scaled by alpha / rank.")
-    dropout: float = Field(0.05, ge=0, lt=1, description="Dropout before the adapter.")
+    alpha: float = Field(
+        32, gt=0, description="Scale of the update, which is multiplied by alpha / rank."
+    )
+    dropout: float = Field(
+        0.05, ge=0, lt=1, description="Dropout probability of the adapter's input."
+    )
     targets: Literal["all-linear"] | list[str] = Field(
-        "all-linear", description="Modules it is added to, by name; default: all of the block."
+        "all-linear",
+        description="Names of the layers to adapt; `all-linear` is every linear one of each block.",
     )
 
 
 class TrainingRecipe(Section):
-    """Steps, batch and optimiser (AdamW)."""
+    """The number of steps, the batch and the AdamW optimiser."""
 
-    steps: int | None = Field(None, ge=1, description="Optimiser steps; or give `epochs`.")
-    epochs: float | None = Field(None, gt=0, description="Passes over the data; or give `steps`.")
-    batch_size: int = Field(4, ge=1, description="Conversations of a step, times `accumulation`.")
-    accumulation: int = Field(
-        4, ge=1, description="Factor of `batch_size`; memory decides how a step is laid out."
+    steps: int | None = Field(
+        None, ge=1, description="Number of optimiser steps; give either this or `epochs`."
     )
-    learning_rate: float = Field(2e-4, gt=0, description="AdamW's, after warm-up.")
-    warmup_ratio: float = Field(0.03, ge=0, lt=1, description="Share of the steps that warm up.")
+    epochs: float | None = Field(
+        None, gt=0, description="Number of passes over the data; give either this or `steps`."
+    )
+    batch_size: int = Field(
+        4, ge=1, description="A step trains on `batch_size` times `accumulation` conversations."
+    )
+    accumulation: int = Field(
+        4, ge=1, description="Factor of `batch_size`; memory alone decides how a step is split."
+    )
+    learning_rate: float = Field(
+        2e-4, gt=0, description="Learning rate of AdamW after the warm-up."
+    )
+    warmup_ratio: float = Field(
+        0.03,
+        ge=0,
+        lt=1,
+        description="Share of the steps over which the learning rate rises from zero.",
+    )
     schedule: Literal["constant", "linear", "cosine"] = Field(
-        "constant", description="Learning rate after warm-up."
+        "constant", description="Course of the learning rate after the warm-up."
     )
     evaluate_every: int = Field(
-        50, ge=1, description="Steps between validations; each also saves a checkpoint."
+        50, ge=1, description="Number of steps between validations; each also saves a checkpoint."
     )
     patience: int | None = Field(
-        None, ge=1, description="Stop after so many validations without a better loss."
+        None, ge=1, description="Stop after this many validations without a lower loss."
     )
 
     @model_validator(mode="after")
-    def _one_length(self) -> "TrainingRecipe":
+    def _require_steps_or_epochs(self) -> "TrainingRecipe":
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give either steps or epochs")
         return self
 
 
 class Recipe(Section):
-    """Everything that decides what a run computes."""
+    """All settings that determine what a run computes."""
 
     base: str = Field(description="Hub id or folder of the pre-trained model, or `starter`.")
     data: DataRecipe
     lora: LoraRecipe = LoraRecipe()
     training: TrainingRecipe
     seed: int = Field(
-        0, ge=0, lt=2**32, description="Seeds sampling, initialisation, order and dropout."
+        0, ge=0, lt=2**32, description="Seed of sampling, initialisation, data order and dropout."
     )
 
     def to_yaml(self) -> str:
-        """The resolved recipe, every field written out."""
+        """Return the recipe as YAML with every field written out."""
         return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
 
 
 def shipped() -> list[str]:
-    """Names of the recipes that come with chattune."""
+    """Return the names of the recipes that are part of chattune."""
     folder = resources.files("chattune") / "recipes"
-    return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name[-5:] == ".yaml")
+    return sorted(
+        f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")
+    )
 
 
 def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
     """Load a shipped recipe by name, or a YAML file by path.
 
-    `overrides` maps dotted fields to values and wins over the file: `{"lora.rank": 8}`.
-    Raises RecipeError that lists every problem found.
+    `overrides` maps dotted fields to values that replace those of the file: `{"lora.rank": 8}`.
+    Raises a RecipeError that lists every problem at once.
     """
     return _validate(_override(_read(name), overrides or {}), name)
 
 
 def parse_overrides(settings: Sequence[str]) -> dict[str, Any]:
-    """Turn `--set a.b=c` texts into overrides; values are read as YAML."""
-    pairs = {}
+    """Turn `a.b=c` settings of the command line into overrides, reading each value as YAML.
+
+    Raises RecipeError for a setting without a field or a value, or with invalid YAML.
+    """
+    overrides = {}
     for setting in settings:
         field, equals, value = setting.partition("=")
         if not equals or not field.strip():
             raise RecipeError(f"--set {setting}: write it as field=value, such as lora.rank=8")
         try:
-            pairs[field.strip()] = yaml.safe_load(value)
-        except (yaml.YAMLError, ValueError, RecursionError) as error:  # as a date that is none
-            raise RecipeError(f"--set {setting}: {value!r} is not a YAML value") from error
-    return pairs
+            overrides[field.strip()] = yaml.safe_load(value)
+        # PyYAML raises ValueError for an impossible date or too long a number.
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise RecipeError(
+                f"--set {setting}: {value!r} is not a YAML value; check its quotes and brackets"
+            ) from error
+    return overrides
 
 
-def fields() -> Iterator[tuple[str, Any, str]]:
-    """Every dotted field with its default (`...` where required) and description."""
-    for name, top in Recipe.model_fields.items():
-        section = top.annotation
-        if isinstance(section, type) and issubclass(section, Section):
-            for inner, field in section.model_fields.items():
-                default = ... if field.is_required() else field.default
-                yield f"{name}.{inner}", default, field.description or ""
+def fields(section: type[Section] = Recipe, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+    """Yield each dotted field with its default (`...` if it is required) and its description."""
+    for name, field in section.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, Section):
+            yield from fields(inner, f"{prefix}{name}.")
         else:
-            yield name, ... if top.is_required() else top.default, top.description or ""
+            default = ... if field.is_required() else field.default
+            yield f"{prefix}{name}", default, field.description or ""
 
 
 def _read(name: str) -> dict[str, Any]:
@@ -148,10 +184,13 @@ def _read(name: str) -> dict[str, Any]:
         try:
             text = path.read_text("utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
-            raise RecipeError(f"recipe {name}: cannot be read as UTF-8 text ({error})") from error
+            raise RecipeError(
+                f"recipe {name}: cannot be read as UTF-8 text ({error}); save it as UTF-8"
+            ) from error
     else:
         raise RecipeError(
-            f"recipe {name!r}: no such file, nor a shipped recipe ({', '.join(shipped())})"
+            f"recipe {name!r}: no such file; give one, or one of the shipped recipes "
+            f"({', '.join(shipped())})"
         )
     try:
         tree = yaml.safe_load(text)
@@ -172,10 +211,12 @@ def _override(tree: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, A
         for parent in parents:
             inner = section.setdefault(parent, {})
             if not isinstance(inner, dict):
-                raise RecipeError(f"--set {dotted}: {parent} is a value, not a section")
+                raise RecipeError(
+                    f"--set {dotted}: {parent} is a value, not a section; set {parent} itself"
+                )
             section = inner
         section[leaf] = value
-        # steps and epochs exclude each other: the one that is set last counts.
+        # Steps and epochs exclude each other, so the one that is set replaces the other.
         if dotted == "training.steps" and value is not None:
             section.pop("epochs", None)
         if dotted == "training.epochs" and value is not None:
@@ -194,10 +235,13 @@ def _validate(tree: dict[str, Any], name: str) -> Recipe:
 def _problem(detail: dict[str, Any]) -> str:
     field = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(field, [name for name, _, _ in fields()], n=1, cutoff=0.4)
-        return f"{field}: unknown field" + (f"; did you mean {near[0]}?" if near else "")
+        known = [name for name, _, _ in fields()]
+        nearest = difflib.get_close_matches(field, known, n=1, cutoff=0.4)
+        return f"{field}: unknown field; " + (
+            f"did you mean {nearest[0]}?" if nearest else "remove it"
+        )
     if detail["type"] == "missing":
         return f"{field}: missing; add it to the recipe or pass --set {field}=..."
     message = detail["msg"].removeprefix("Value error, ")
-    seen = "" if isinstance(detail["input"], dict) else f", not {detail['input']!r:.80}"
-    return f"{field}: {message[0].lower()}{message[1:]}{seen}"
+    value = "" if isinstance(detail["input"], dict) else f", not {detail['input']!r:.80}"
+    return f"{field}: {message[0].lower()}{message[1:]}{value}"

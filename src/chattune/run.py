@@ -1,7 +1,8 @@
-"""Run: the run folder. Every file in it is named here and nowhere else.
+"""The run folder: its files, all of which are named here, its manifest and its checks.
 
-Stages meet only in this folder. Files appear whole (written aside, then renamed); the manifest,
-with each file's size and SHA-256, comes last: a folder without one is a run that is not finished.
+Stages exchange results only through this folder. Each file is written under a temporary name and
+then renamed. The manifest, with the size and SHA-256 of each file, is written last, so a folder
+without a manifest is an unfinished run.
 """
 
 import hashlib
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from chattune.errors import RecipeError, RunError
-from chattune.folders import refuse_in_use, write_json
+from chattune.folders import check_output_folder, write_json
 from chattune.recipe import Recipe, load_recipe
 
 MANIFEST = "manifest.json"
@@ -27,7 +28,7 @@ LOSS_PLOT = "loss.png"
 CARD = "README.md"
 CHECKPOINTS = "checkpoints"
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
-INT8 = "int8.safetensors"  # made of the adapter and the base when the run is first talked to
+INT8 = "int8.safetensors"  # made from base and adapter when the run is first loaded for chat
 
 
 @dataclass(frozen=True)
@@ -38,50 +39,62 @@ class Run:
 
     @classmethod
     def open(cls, folder: str | Path) -> "Run":
-        """Check a run folder against its manifest.
+        """Open a finished run after comparing its files with the manifest.
 
-        Raises RunError that says what is missing or changed.
+        Raises RunError that names what is missing or changed.
         """
         path = Path(folder)
         if not path.is_dir():
-            raise RunError(f"run {folder}: no such folder")
+            raise RunError(f"run {folder}: no such folder; check the path")
         if not (path / MANIFEST).is_file():
             if (path / RECIPE).is_file():
                 raise RunError(f"run {folder}: not finished; go on with chattune tune --resume")
-            raise RunError(f"run {folder}: not a run folder (it has no {MANIFEST})")
+            raise RunError(
+                f"run {folder}: not a run folder (it has no {MANIFEST}); give one made by "
+                "chattune tune"
+            )
         try:
             listed = dict(json.loads((path / MANIFEST).read_text("utf-8"))["files"])
         except (ValueError, KeyError, TypeError) as error:
-            raise RunError(f"run {folder}: {MANIFEST} is damaged ({error})") from error
+            raise RunError(
+                f"run {folder}: {MANIFEST} is damaged ({error}); copy or tune the run again"
+            ) from error
         for name in (RECIPE, FACTS, *ADAPTER):
             if name not in listed:
-                raise RunError(f"run {folder}: {MANIFEST} is damaged (it does not list {name})")
+                raise RunError(
+                    f"run {folder}: {MANIFEST} is damaged (it does not list {name}); "
+                    "copy or tune the run again"
+                )
         for name, expected in listed.items():
             if not (path / name).is_file():
-                raise RunError(f"run {folder}: {name} is missing")
-            if _describe(path / name) != expected:
-                raise RunError(f"run {folder}: {name} is not what was saved (its hash differs)")
+                raise RunError(f"run {folder}: {name} is missing; copy or tune the run again")
+            if _size_and_hash(path / name) != expected:
+                raise RunError(
+                    f"run {folder}: {name} is not what was saved (its hash differs); "
+                    "copy or tune the run again"
+                )
         return cls(path)
 
     @property
     def recipe(self) -> Recipe:
-        """The resolved recipe."""
+        """The recipe with every field resolved."""
         return read_recipe(self.folder)
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Versions, device, base and data fingerprints, steps and final numbers."""
-        return _read_json(self.folder / FACTS)
+        """The versions, device, fingerprints of base and data, steps and results of the run."""
+        facts: dict[str, Any] = json.loads((self.folder / FACTS).read_text("utf-8"))
+        return facts
 
     @property
     def samples(self) -> list[dict[str, Any]]:
-        """Replies of the base beside the tuned model's."""
-        rows: list[dict[str, Any]] = json.loads((self.folder / SAMPLES).read_text("utf-8"))
-        return rows
+        """Prompts with the base's and the tuned model's reply to each."""
+        samples: list[dict[str, Any]] = json.loads((self.folder / SAMPLES).read_text("utf-8"))
+        return samples
 
 
 def is_run(folder: str | Path) -> bool:
-    """Whether a folder looks like a run, finished or not."""
+    """Return whether a folder looks like a run, finished or not."""
     path = Path(folder)
     return (path / MANIFEST).is_file() or (
         (path / RECIPE).is_file() and (path / CHECKPOINTS).is_dir()
@@ -89,56 +102,54 @@ def is_run(folder: str | Path) -> bool:
 
 
 def read_recipe(folder: Path) -> Recipe:
-    """The recipe written into a run folder, finished or not."""
+    """Read the recipe in a run folder, finished or not.
+
+    Raises RunError if it is missing or damaged, or was written by an incompatible version.
+    """
     try:
         return load_recipe(str(folder / RECIPE))
     except RecipeError as error:
         raise RunError(f"run {folder}: its recipe cannot be read: {error}") from error
 
 
-def refuse_run(folder: Path) -> None:
-    """Raise RunError or OutputError unless `folder` can become a run."""
+def check_new_run(folder: Path) -> None:
+    """Raise RunError or OutputError unless a new run can be written to `folder`."""
     if is_run(folder):
         raise RunError(
             f"output {folder}: already holds a run; choose another, or go on with --resume"
         )
-    refuse_in_use(folder, "output")
+    check_output_folder(folder, "output")
 
 
-def write_folder(folder: Path, save: Callable[[Path], object]) -> None:
-    """Let `save` write its files aside, then move each into the run."""
-    aside = Path(tempfile.mkdtemp(dir=folder, prefix=".saving-"))
+def save_into(folder: Path, save: Callable[[Path], object]) -> None:
+    """Let `save` write files to a temporary folder, then move each of them into `folder`."""
+    temporary = Path(tempfile.mkdtemp(dir=folder, prefix=".saving-"))
     try:
-        save(aside)
-        for file in aside.iterdir():
-            file.chmod(0o644)  # some libraries write for their user alone
+        save(temporary)
+        for file in temporary.iterdir():
+            file.chmod(0o644)  # some libraries write files that only their owner can read
             file.replace(folder / file.name)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def seal(folder: Path) -> Run:
-    """Write the manifest: from here on the run counts as finished."""
+    """Write the manifest, which marks the run as finished."""
     names = sorted(f.name for f in folder.iterdir() if f.is_file() and f.name[0] != ".")
     files = [folder / name for name in names if name not in (MANIFEST, INT8)]
-    write_json(folder / MANIFEST, {"files": {f.name: _describe(f) for f in files}})
+    write_json(folder / MANIFEST, {"files": {f.name: _size_and_hash(f) for f in files}})
     return Run(folder)
 
 
 def unseal(folder: Path) -> None:
-    """Take the manifest away before a finished run is trained on, and what was made of it."""
+    """Remove the manifest and the int8 weights before a finished run is trained further."""
     for name in (MANIFEST, INT8):
         (folder / name).unlink(missing_ok=True)
 
 
-def _describe(path: Path) -> dict[str, Any]:
+def _size_and_hash(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         return {
             "bytes": path.stat().st_size,
             "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
         }
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    return content

@@ -1,10 +1,10 @@
-"""The one renderer: a conversation to ids and reply mask, a prompt to ids.
+"""The one renderer: it turns a conversation into token ids and a reply mask, and a prompt into ids.
 
-Training, evaluation, chat and the server all turn words into tokens here. The base's Jinja chat
-template (or ours, for a base that has none) is rendered with empty slots where the words go. What
-lies between the slots is tokenised with special tokens on, once for each sequence of roles; the
-words are tokenised with special tokens off. So no text can make a boundary, and training and
-chatting cannot differ.
+Training, evaluation, chat and the server all turn text into tokens here. The base's Jinja chat
+template (or chattune's own, for a base without one) is rendered with an empty slot in place of each
+message. The segments that the template writes between the slots are tokenised with special tokens
+enabled, once for each sequence of roles; the messages are tokenised with special tokens disabled.
+Therefore no text can forge a turn boundary, and training and chatting see the same tokens.
 """
 
 import functools
@@ -20,9 +20,9 @@ from chattune.errors import BaseError, first_line
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-# A turn is the end token, a role header and the words. The end token after a reply belongs to the
-# reply (the model writes it), and opens the next turn. The header ends in a newline, which
-# byte-level BPE never merges with a word after it.
+# A turn is the end token, a role header and the message. The end token after a reply belongs to the
+# reply, because the model writes it, and also opens the next turn. The header ends in a newline,
+# which byte-level BPE never merges with the word after it.
 CHAT_TEMPLATE = """\
 {%- set heads = {'system': '### System:\\n', 'user': '### Human:\\n', \
 'assistant': '### Assistant:\\n'} -%}
@@ -44,107 +44,122 @@ CHAT_TEMPLATE = """\
 {%- endif -%}
 """
 
-# Slots are marked with private-use characters; the words themselves never pass through Jinja.
-_OPEN, _CLOSE = "\ue000", "\ue001"
-_PROBE = Conversation.of(
+IGNORED_LABEL = -100  # the label that PyTorch's cross entropy leaves out
+
+_REMEDY = "remove chat_template from its tokenizer to use chattune's own"
+# Private-use characters mark the slots; the messages themselves never pass through Jinja.
+_SLOT_START, _SLOT_END = "\ue000", "\ue001"
+_EXAMPLE = Conversation.of(
     ("user", "How far is it?"), ("assistant", "Two miles."), ("user", "And back?")
 )
-IGNORED_LABEL = -100  # the label that PyTorch's cross entropy leaves out
-_BATCH, _BATCH_TEXT = 1000, 1_000_000  # conversations and characters tokenised at once
+_BATCH_CONVERSATIONS, _BATCH_CHARACTERS = 1000, 1_000_000  # limits of one call of the tokenizer
 
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """Token ids, and for each whether the loss covers it; both of the same length."""
+    """Token ids and, at the same positions, whether the loss covers each of them."""
 
     ids: list[int]
     supervised: list[bool]
 
     @property
     def labels(self) -> list[int]:
-        """The ids where the loss covers them, IGNORED_LABEL elsewhere."""
+        """The ids that the loss covers, with IGNORED_LABEL at every other position."""
         return [
-            token if covered else IGNORED_LABEL
-            for token, covered in zip(self.ids, self.supervised, strict=True)
+            token if supervised else IGNORED_LABEL
+            for token, supervised in zip(self.ids, self.supervised, strict=True)
         ]
 
 
 @dataclass(frozen=True, slots=True)
-class _Skeleton:
-    """What the template writes around the words: one gap before each slot, one after the last."""
+class _Layout:
+    """The template's own tokens for one sequence of n roles, split at the n message slots."""
 
-    gaps: tuple[tuple[int, ...], ...]
-    ends: tuple[int, ...]  # how many ids of gap i belong to the reply in slot i - 1
+    segments: tuple[tuple[int, ...], ...]  # n + 1: one before each slot and one after the last
+    closings: tuple[int, ...]  # leading ids of segment i that end the reply in slot i - 1
 
 
 class Template:
-    """Renders conversations for one tokenizer.
+    """The renderer of conversations for one tokenizer.
 
     Raises BaseError for a tokenizer without an end token, and for a chat template that drops or
-    repeats a message, or closes a reply with no special token: a model tuned on it could not stop.
+    repeats a message or that ends a reply with no special token, because a model tuned on it could
+    not stop.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerFast") -> None:
         if not tokenizer.is_fast:
-            raise BaseError(f"{tokenizer.name_or_path}: chattune needs a tokenizer.json")
+            raise BaseError(
+                f"{tokenizer.name_or_path}: has no tokenizer.json, which chattune needs; "
+                "choose another base"
+            )
         if tokenizer.eos_token_id is None:
-            raise BaseError(f"{tokenizer.name_or_path}: its tokenizer has no end token (eos_token)")
+            raise BaseError(
+                f"{tokenizer.name_or_path}: its tokenizer has no end token; "
+                "set eos_token in its tokenizer_config.json"
+            )
         if not tokenizer.chat_template:
             tokenizer.chat_template = CHAT_TEMPLATE
         self.tokenizer = tokenizer
         added = tokenizer.added_tokens_decoder
-        self._special = frozenset(tokenizer.all_special_ids) | {
+        self._special_ids = frozenset(tokenizer.all_special_ids) | {
             i for i in added if added[i].special
         }
-        # A copy of its own: the flag is state, and a server encodes from several threads. Every
-        # added token counts as special in it, for some templates' markers are not marked so.
+        # Messages are encoded with a copy, because `encode_special_tokens` is state of a tokenizer
+        # and a server encodes from several threads. Every added token is made special in the copy,
+        # because the markers of some templates are added as ordinary tokens.
         backend = json.loads(tokenizer.backend_tokenizer.to_str())
         for token in backend["added_tokens"]:
             token["special"] = True
-        self._words = type(tokenizer.backend_tokenizer).from_str(json.dumps(backend))
-        self._words.encode_special_tokens = True
-        self._words.no_padding()
-        self._words.no_truncation()
-        self._skeleton = functools.lru_cache(maxsize=256)(self._build_skeleton)
-        self._refuse_unlike_other_tools()
+        self._text_encoder = type(tokenizer.backend_tokenizer).from_str(json.dumps(backend))
+        self._text_encoder.encode_special_tokens = True
+        self._text_encoder.no_padding()
+        self._text_encoder.no_truncation()
+        self._layout = functools.lru_cache(maxsize=256)(self._build_layout)
+        self._check_turns_are_independent()
 
     @classmethod
     def load(cls, folder: Path) -> "Template":
-        """Read the tokenizer in `folder`; give it our chat template if it has none."""
+        """Load the tokenizer in `folder`, and give it chattune's chat template if it has none.
+
+        Raises BaseError if the tokenizer is missing, damaged or cannot be used.
+        """
         from transformers import AutoTokenizer
 
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        except Exception as error:  # transformers raises many kinds for a damaged tokenizer
+        except Exception as error:  # transformers raises many types for a damaged tokenizer
             raise BaseError(
                 f"{folder}: its tokenizer cannot be loaded ({first_line(error)})"
             ) from error
         return cls(tokenizer)
 
     def render(self, conversation: Conversation) -> Rendered:
-        """Tokens of a conversation; supervised are each reply's words and their end token."""
+        """Return a conversation's tokens, of which each reply and its end token are supervised."""
         return next(self.render_many([conversation]))
 
     def render_many(self, conversations: Iterable[Conversation]) -> Iterator[Rendered]:
-        """Render in order, tokenising many conversations at a time."""
+        """Render conversations in order, tokenising many of them at a time."""
         for batch in _batches(conversations):
-            words = iter(self._encode([m.content for c in batch for m in c.messages]))
+            contents = iter(self._encode_all([m.content for c in batch for m in c.messages]))
             for conversation in batch:
-                yield self._join(conversation.roles, [next(words) for _ in conversation.messages])
+                yield self._fill(
+                    conversation.roles, [next(contents) for _ in conversation.messages]
+                )
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Ids that the model answers: exactly what stands before the reply in training."""
+        """Return the ids that the model continues, exactly as they precede a reply in training."""
         roles: tuple[Role, ...] = (*(m.role for m in messages), "assistant")
-        words = [*self._encode([m.content for m in messages]), []]
-        whole = self._join(roles, words).ids
-        return whole[: len(whole) - len(self._skeleton(roles).gaps[-1])]
+        contents = [*self._encode_all([m.content for m in messages]), []]
+        ids = self._fill(roles, contents).ids
+        return ids[: len(ids) - len(self._layout(roles).segments[-1])]
 
-    def words(self, text: str) -> list[int]:
-        """Ids of plain words: whatever they spell, no special token is among them."""
-        return self._encode([text])[0]
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of plain text, which hold no special token whatever the text spells."""
+        return self._encode_all([text])[0]
 
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
-        """Text of ids, without special tokens unless asked for, spaces left as they are."""
+        """Return the text of `ids`, with special tokens if `special`, and with spaces unchanged."""
         return str(
             self.tokenizer.decode(
                 ids, skip_special_tokens=not special, clean_up_tokenization_spaces=False
@@ -153,65 +168,67 @@ class Template:
 
     @functools.cached_property
     def end_ids(self) -> frozenset[int]:
-        """Ids that end a reply."""
-        skeleton = self._skeleton(("user", "assistant"))
-        closing = skeleton.gaps[-1][skeleton.ends[-1] - 1]
+        """The ids that end a reply: the template's closing token and the tokenizer's end token."""
+        layout = self._layout(("user", "assistant"))
+        closing = layout.segments[-1][layout.closings[-1] - 1]
         return frozenset({closing, int(self.tokenizer.eos_token_id)})
 
-    def _encode(self, texts: list[str]) -> list[list[int]]:
-        encoded = self._words.encode_batch_fast(
-            # Half a surrogate pair, as a terminal may send one, is no text: it becomes "?".
+    def _encode_all(self, texts: list[str]) -> list[list[int]]:
+        encodings = self._text_encoder.encode_batch_fast(
+            # Half a surrogate pair, which a terminal may send, cannot be encoded: it becomes "?".
             [text.strip().encode("utf-8", "replace").decode() for text in texts],
             add_special_tokens=False,
         )
-        return [encoding.ids for encoding in encoded]
+        return [encoding.ids for encoding in encodings]
 
-    def _join(self, roles: tuple[Role, ...], words: list[list[int]]) -> Rendered:
-        skeleton = self._skeleton(roles)
+    def _fill(self, roles: tuple[Role, ...], contents: list[list[int]]) -> Rendered:
+        """Put the ids of each message between the template's segments."""
+        layout = self._layout(roles)
         ids: list[int] = []
         supervised: list[bool] = []
-        for i, gap in enumerate(skeleton.gaps):
-            ids += gap
-            supervised += [j < skeleton.ends[i] for j in range(len(gap))]
-            if i < len(words):
-                ids += words[i]
-                supervised += [roles[i] == "assistant"] * len(words[i])
+        for i, segment in enumerate(layout.segments):
+            ids += segment
+            supervised += [j < layout.closings[i] for j in range(len(segment))]
+            if i < len(contents):
+                ids += contents[i]
+                supervised += [roles[i] == "assistant"] * len(contents[i])
         return Rendered(ids, supervised)
 
-    def _build_skeleton(self, roles: tuple[Role, ...]) -> _Skeleton:
-        slots = [f"{_OPEN}{i}{_CLOSE}" for i in range(len(roles))]
-        rest = self._apply([{"role": r, "content": s} for r, s in zip(roles, slots, strict=True)])
-        pieces = []
+    def _build_layout(self, roles: tuple[Role, ...]) -> _Layout:
+        slots = [f"{_SLOT_START}{i}{_SLOT_END}" for i in range(len(roles))]
+        rest = self._apply_chat_template(
+            [{"role": r, "content": s} for r, s in zip(roles, slots, strict=True)]
+        )
+        texts = []
         for slot, role in zip(slots, roles, strict=True):
-            before, found, rest = rest.partition(slot)
-            if not found or slot in rest:
+            before, separator, rest = rest.partition(slot)
+            if not separator or slot in rest:
                 raise BaseError(
                     f"{self.tokenizer.name_or_path}: its chat template drops or repeats the "
-                    f"{role} message in {' / '.join(roles)}; remove chat_template from its "
-                    "tokenizer to use chattune's own"
+                    f"{role} message in {' / '.join(roles)}; {_REMEDY}"
                 )
-            pieces.append(before)
-        gaps = [
-            tuple(self.tokenizer(piece, add_special_tokens=False).input_ids)
-            for piece in [*pieces, rest]
+            texts.append(before)
+        segments = [
+            tuple(self.tokenizer(text, add_special_tokens=False).input_ids)
+            for text in [*texts, rest]
         ]
-        ends = [0] + [
-            self._closing(gap) if role == "assistant" else 0
-            for role, gap in zip(roles, gaps[1:], strict=True)
+        closings = [0] + [
+            self._closing_length(segment) if role == "assistant" else 0
+            for role, segment in zip(roles, segments[1:], strict=True)
         ]
-        return _Skeleton(tuple(gaps), tuple(ends))
+        return _Layout(tuple(segments), tuple(closings))
 
-    def _closing(self, gap: tuple[int, ...]) -> int:
-        for i, token in enumerate(gap):
-            if token in self._special:
+    def _closing_length(self, segment: tuple[int, ...]) -> int:
+        """Return how many ids of the segment after a reply end it: up to the first special one."""
+        for i, token in enumerate(segment):
+            if token in self._special_ids:
                 return i + 1
         raise BaseError(
             f"{self.tokenizer.name_or_path}: its chat template ends a reply with no special token, "
-            "so a model tuned on it could not stop; remove chat_template from its tokenizer to "
-            "use chattune's own"
+            f"so a model tuned on it could not stop; {_REMEDY}"
         )
 
-    def _apply(self, messages: list[dict[str, str]], **options: Any) -> str:
+    def _apply_chat_template(self, messages: list[dict[str, str]], **options: Any) -> str:
         from jinja2 import TemplateError
 
         try:
@@ -219,38 +236,42 @@ class Template:
         except (TemplateError, TypeError, ValueError) as error:
             roles = " / ".join(m["role"] for m in messages)
             raise BaseError(
-                f"{self.tokenizer.name_or_path}: its chat template refuses {roles} ({error})"
+                f"{self.tokenizer.name_or_path}: its chat template refuses {roles} ({error}); "
+                f"{_REMEDY}"
             ) from error
 
-    def _refuse_unlike_other_tools(self) -> None:
-        """Our pieces, tokenised apart, must equal what `apply_chat_template` gives for the whole.
+    def _check_turns_are_independent(self) -> None:
+        """Raise BaseError unless an example renders as transformers' `apply_chat_template` does.
 
-        They would not where a tokenizer merges over the edge of a piece; the model would then be
-        tuned on tokens that no other tool sends it. And what stands before a reply must not depend
-        on the turns after it, which nobody knows yet while chatting.
+        Segments and messages are tokenised apart, which gives other tokens if the tokenizer merges
+        across their boundaries; the model would then be tuned on tokens that no other tool sends
+        it. Nor may the text before a reply depend on later turns, which are unknown while chatting.
         """
-        messages = [{"role": m.role, "content": m.content} for m in _PROBE.messages]
-        whole = self.tokenizer(
-            self._apply(messages, add_generation_prompt=True), add_special_tokens=False
-        ).input_ids
-        first = self.prompt(_PROBE.messages[:1])
-        alike = list(whole) == self.prompt(_PROBE.messages)
-        if not alike or self.render(_PROBE).ids[: len(first)] != first:
+        messages = [{"role": m.role, "content": m.content} for m in _EXAMPLE.messages]
+        text = self._apply_chat_template(messages, add_generation_prompt=True)
+        expected = list(self.tokenizer(text, add_special_tokens=False).input_ids)
+        first_prompt = self.prompt(_EXAMPLE.messages[:1])
+        trained = self.render(_EXAMPLE).ids[: len(first_prompt)]
+        if self.prompt(_EXAMPLE.messages) != expected or trained != first_prompt:
             raise BaseError(
                 f"{self.tokenizer.name_or_path}: its tokenizer or chat template does not keep "
-                "turns apart: the prompt differs from what stands before a reply in training"
+                "turns apart: the prompt in a chat differs from the tokens before a reply in "
+                f"training; {_REMEDY}, or choose another base"
             )
 
 
 def _batches(conversations: Iterable[Conversation]) -> Iterator[list[Conversation]]:
-    """Encodings take a hundred bytes a token, so a batch ends by its text too."""
+    """Group conversations for the tokenizer, limited by count and by number of characters.
+
+    The second limit bounds the memory: an encoding takes about a hundred bytes a token.
+    """
     batch: list[Conversation] = []
-    text = 0
+    characters = 0
     for conversation in conversations:
         batch.append(conversation)
-        text += sum(len(m.content) for m in conversation.messages)
-        if len(batch) == _BATCH or text >= _BATCH_TEXT:
+        characters += sum(len(m.content) for m in conversation.messages)
+        if len(batch) == _BATCH_CONVERSATIONS or characters >= _BATCH_CHARACTERS:
             yield batch
-            batch, text = [], 0
+            batch, characters = [], 0
     if batch:
         yield batch

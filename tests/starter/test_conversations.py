@@ -1,4 +1,4 @@
-"""The embedded conversations are the generator's, and none asks what the held-out prompts ask."""
+"""Tests of the starter's conversations and of their separation from the held-out prompts."""
 
 import json
 import re
@@ -20,7 +20,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
-def plain(text: str) -> str:
+def normalised(text: str) -> str:
     return re.sub(r"[^a-z0-9 ]", "", text.lower()).strip()
 
 
@@ -30,7 +30,7 @@ def test_the_embedded_conversations_are_what_the_generator_writes(tmp_path: Path
     assert out.read_bytes() == EMBEDDED.read_bytes()
 
 
-def test_conversations_have_one_to_four_turns_and_replies_that_end() -> None:
+def test_conversations_have_one_to_four_turns_and_complete_replies() -> None:
     talks = [row["messages"] for row in rows(EMBEDDED)]
     assert len(talks) >= 1500
     for messages in talks:
@@ -43,21 +43,21 @@ def test_conversations_have_one_to_four_turns_and_replies_that_end() -> None:
 
 
 @pytest.mark.parametrize("path", sorted(TRAINING.glob("topics/*.jsonl")), ids=lambda p: p.stem)
-def test_a_topic_is_asked_in_many_wordings(path: Path) -> None:
+def test_a_topic_has_many_wordings(path: Path) -> None:
     for topic in rows(path):
-        first, *later = topic["turns"]
-        assert len({plain(ask) for ask in first["ask"]}) >= 10, first["ask"][0]
-        assert all(len({plain(ask) for ask in turn["ask"]}) >= 3 for turn in later), first["ask"][0]
+        first, *later = (set(map(normalised, turn["ask"])) for turn in topic["turns"])
+        assert len(first) >= 10, first
+        assert all(len(wordings) >= 3 for wordings in later), first
 
 
 def test_no_held_out_prompt_was_trained_on() -> None:
-    held = rows(TRAINING / "heldout.jsonl")
-    assert Counter(row["half"] for row in held) == {"development": 150, "test": 150}
+    heldout = rows(TRAINING / "heldout.jsonl")
+    assert Counter(row["half"] for row in heldout) == {"development": 150, "test": 150}
     trained = {
-        tuple(plain(m["content"]) for m in row["messages"][: end + 1])
+        tuple(normalised(m["content"]) for m in row["messages"][: end + 1])
         for row in rows(EMBEDDED)
         for end in range(0, len(row["messages"]), 2)
     }
-    for row in held:
-        assert tuple(map(plain, row["turns"])) not in trained, row["turns"]
+    for row in heldout:
+        assert tuple(map(normalised, row["turns"])) not in trained, row["turns"]
         assert row["must"]

@@ -1,4 +1,4 @@
-"""What the base reads of our conversations: every reply as it is, questions in other words."""
+"""Tests of the dialogues for pre-training: unchanged replies and reworded questions."""
 
 import random
 import subprocess
@@ -9,24 +9,24 @@ import pyarrow.parquet as pq
 import pytest
 
 from conversations import talks
-from dialogues import held_out, in_other_words, letters, lines_of
+from dialogues import held_out, letters, lines_of, reword
 
 SCRIPT = Path(__file__).parents[2] / "training/starter/dialogues.py"
 
 
-def test_each_talk_is_there_in_every_copy_and_no_held_out_prompt(tmp_path: Path) -> None:
+def test_every_copy_has_each_talk_and_no_held_out_prompt(tmp_path: Path) -> None:
     out = tmp_path / "talks.parquet"
     subprocess.run([sys.executable, SCRIPT, out, "--copies=2"], check=True)
     texts = pq.read_table(out).column("text").to_pylist()
     everything = talks()
     assert len(texts) == 2 * len(everything)
-    held = held_out()
-    assert len(held) > 200
+    forbidden = held_out()
+    assert len(forbidden) > 200
     for text, talk in zip(texts, [*everything, *everything], strict=True):
         lines = text.split("\n")
         assert lines[1::2] == [reply for _, reply in talk]
-        said = "|".join(letters(line) for line in lines[::2])
-        assert not any(prompt in said for prompt in held)
+        questions = "|".join(letters(line) for line in lines[::2])
+        assert not any(prompt in questions for prompt in forbidden)
     first, second = texts[: len(everything)], texts[len(everything) :]
     assert sum(a != b for a, b in zip(first, second, strict=True)) > 0.7 * len(first)
 
@@ -40,25 +40,24 @@ def test_each_talk_is_there_in_every_copy_and_no_held_out_prompt(tmp_path: Path)
         ("What is the opposite of right?", "The opposite of right is left.", ["opposite", "right"]),
     ],
 )
-def test_what_a_question_is_about_stays(ask: str, reply: str, kept: list[str]) -> None:
+def test_words_that_the_reply_repeats_are_kept(ask: str, reply: str, kept: list[str]) -> None:
     rng = random.Random(0)
-    changed = [in_other_words(ask, reply, rng) for _ in range(300)]
-    assert len(set(changed)) > 30
-    whole = [text for text in changed if all(word in text.lower() for word in kept)]
-    assert len(whole) > 0.9 * len(changed)  # the rest has a misspelt word
+    reworded = [reword(ask, reply, rng) for _ in range(300)]
+    assert len(set(reworded)) > 30
+    complete = [text for text in reworded if all(word in text.lower() for word in kept)]
+    assert len(complete) > 0.9 * len(reworded)  # the others have a misspelt word
 
 
-def test_contractions_stay() -> None:
+def test_contractions_are_not_reworded() -> None:
     rng = random.Random(0)
-    changed = [in_other_words("I can't say what's wrong", "", rng).lower() for _ in range(300)]
-    assert not any("may't" in text or "could't" in text or "which's" in text for text in changed)
+    reworded = [reword("I can't say what's wrong", "", rng).lower() for _ in range(300)]
+    assert not any("may't" in text or "could't" in text or "which's" in text for text in reworded)
 
 
-def test_no_other_words_are_a_held_out_prompt() -> None:
-    """Neither alone nor with a lead-in or an ending."""
+def test_no_reworded_question_contains_a_held_out_prompt() -> None:
     rng, talk = random.Random(0), [("How tall is it, please?", "Very.")]
-    held = {letters("how tall is it")}
-    said = [next(lines_of([("How tall is it now?", "Very.")], set(), rng)) for _ in range(300)]
-    assert any("howtallisit" in letters(text) for text in said)
-    said = [next(lines_of(talk, held, rng)) for _ in range(300)]
-    assert {text for text in said if "howtallisit" in letters(text)} == {talk[0][0]}
+    forbidden = {letters("how tall is it")}
+    unchecked = [next(lines_of([("How tall is it now?", "Very.")], set(), rng)) for _ in range(300)]
+    assert any("howtallisit" in letters(text) for text in unchecked)
+    checked = [next(lines_of(talk, forbidden, rng)) for _ in range(300)]
+    assert {text for text in checked if "howtallisit" in letters(text)} == {talk[0][0]}

@@ -1,3 +1,5 @@
+"""Tests of the starter's pre-training, in runs of seconds."""
+
 import json
 import math
 import signal
@@ -14,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from corpus import clean, documents, windows
-from pretrain import in_turn, positions
+from pretrain import interleave, positions
 
 SCRIPT = Path(__file__).parents[2] / "training/starter/pretrain.py"
 ANIMALS = ["cat", "dog", "horse", "bird", "mouse", "cow", "fox", "bee"]
@@ -40,25 +42,25 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(corpus: Path, out: Path, *more: str) -> list[str]:
-    given = {"corpus": corpus, "heldout": corpus / "heldout.json", "out": out, "tokens": 60_000}
-    size = {"hidden": 64, "layers": 2, "vocabulary": 400, "batch": 1024}
-    options = [f"--{name}={value}" for name, value in {**given, **size}.items()]
+    files = {"corpus": corpus, "heldout": corpus / "heldout.json", "out": out}
+    sizes = {"tokens": 60_000, "hidden": 64, "layers": 2, "vocabulary": 400, "batch": 1024}
+    options = [f"--{name}={value}" for name, value in {**files, **sizes}.items()]
     return [sys.executable, str(SCRIPT), *options, *more]
 
 
-def test_a_killed_run_goes_on_to_the_same_base(corpus: Path, tmp_path: Path) -> None:
+def test_a_killed_run_resumes_and_ends_with_the_same_base(corpus: Path, tmp_path: Path) -> None:
     whole = subprocess.run(command(corpus, tmp_path / "whole"), capture_output=True, text=True)
     assert whole.returncode == 0, whole.stderr
     log = [json.loads(line) for line in (tmp_path / "whole/log.jsonl").read_text().splitlines()]
-    assert log[-1]["tokens"] == 60_416  # whole steps
-    assert log[-1]["loss"] < 3  # ln 400 = 6.0 nats to begin with
+    assert log[-1]["tokens"] == 60_416  # a multiple of the batch
+    assert log[-1]["loss"] < 3  # it begins at ln 400 = 6.0 nats
     assert 0 < log[-1]["bits_per_byte"] < 3
 
     broken = command(corpus, tmp_path / "killed", "--save-every=0")
     with subprocess.Popen(broken, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         for line in process.stdout:
-            if "'step': 50" in line:  # in the windows of 512
+            if "'step': 50" in line:  # already in windows of 512 tokens
                 process.send_signal(signal.SIGKILL)
     assert not (tmp_path / "killed/model").exists()
     again = subprocess.run(broken, capture_output=True, text=True)
@@ -71,7 +73,7 @@ def test_a_killed_run_goes_on_to_the_same_base(corpus: Path, tmp_path: Path) -> 
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)
 
-    # Trained further, it begins where it was.
+    # A base that is trained further begins with the loss that it had.
     start = f"--start={tmp_path / 'whole/model'}"
     further = command(corpus, tmp_path / "more", start, "--lr=1e-4")
     more = subprocess.run(further, capture_output=True, text=True)
@@ -84,7 +86,7 @@ def test_a_killed_run_goes_on_to_the_same_base(corpus: Path, tmp_path: Path) -> 
     ]
     assert vocabularies[0] == vocabularies[1]
 
-    # What was written is what was trained, as transformers computes it.
+    # transformers computes the same bits per byte from the saved model.
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "whole/model", dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "whole/model")
     (text,) = json.loads((corpus / "heldout.json").read_text())
@@ -93,7 +95,7 @@ def test_a_killed_run_goes_on_to_the_same_base(corpus: Path, tmp_path: Path) -> 
     assert nats / math.log(2) / len(text) == pytest.approx(log[-1]["bits_per_byte"], rel=0.02)
 
 
-def test_a_mix_is_learned_beside_the_corpus(corpus: Path, tmp_path: Path) -> None:
+def test_the_mix_is_learned_as_well_as_the_corpus(corpus: Path, tmp_path: Path) -> None:
     mix = command(corpus, tmp_path / "out", f"--mix={corpus / 'mix'}", "--save-every=0")
     wrong = [*mix[:-2], f"--mix={tmp_path}"]
     refused = subprocess.run(wrong, capture_output=True, text=True)
@@ -106,24 +108,24 @@ def test_a_mix_is_learned_beside_the_corpus(corpus: Path, tmp_path: Path) -> Non
     again = subprocess.run(mix, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     log = [json.loads(x) for x in (tmp_path / "out/log.jsonl").read_text().splitlines()]
-    assert log[-1]["bits_per_byte"] < 3  # the corpus is read too
+    assert log[-1]["bits_per_byte"] < 3  # the corpus is learned as well
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out/model", dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out/model")
     ids = tokenizer("<|endoftext|>Red is colour", return_tensors="pt").input_ids
     assert model(ids, labels=ids).loss < 3
 
 
-def test_a_batch_is_half_of_each_text_in_either_half_of_the_positions() -> None:
-    ours, theirs = (iter(np.full((20, 257), number)) for number in (1, 2))
-    batch = in_turn([ours, theirs], 8)
+def test_each_text_is_half_of_a_batch_in_both_halves_of_the_positions() -> None:
+    first, second = (iter(np.full((20, 257), number)) for number in (1, 2))
+    batch = interleave([first, second], 8)
     starts = positions(8, 256)[0].view(8, 256)[:, 0].tolist()
-    found = sorted(zip(starts, batch[:, 0].tolist(), strict=True))
-    assert found == [(0, 1), (0, 1), (0, 2), (0, 2), (256, 1), (256, 1), (256, 2), (256, 2)]
-    assert int(next(ours)[0]) == 1
-    assert len(list(ours)) == 20 - 4 - 1
+    placed = sorted(zip(starts, batch[:, 0].tolist(), strict=True))
+    assert placed == [(0, 1), (0, 1), (0, 2), (0, 2), (256, 1), (256, 1), (256, 2), (256, 2)]
+    assert int(next(first)[0]) == 1
+    assert len(list(first)) == 20 - 4 - 1
 
 
-def test_what_is_held_out_is_not_read(corpus: Path) -> None:
+def test_held_out_texts_are_left_out_and_documents_are_cleaned(corpus: Path) -> None:
     heldout = json.loads((corpus / "heldout.json").read_text())
     texts = documents([corpus], heldout, seed=0)
     assert len(texts) == 20 * 64 - 1
@@ -133,6 +135,8 @@ def test_what_is_held_out_is_not_read(corpus: Path) -> None:
     assert len(cut) <= 1500
     assert cut.endswith("here.")
 
+
+def test_a_pass_has_every_window_once_and_can_be_resumed() -> None:
     stream = torch.arange(1001).numpy()
     one_pass = windows(stream, 100, seed=0, first=0)
     starts = [int(next(one_pass)[0]) for _ in range(9)]
@@ -141,9 +145,9 @@ def test_what_is_held_out_is_not_read(corpus: Path) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 8])
-def test_short_windows_train_every_position_and_long_ones_begin_at_zero(count: int) -> None:
+def test_short_windows_cover_every_position_and_long_ones_begin_at_zero(count: int) -> None:
     short = positions(count, 256)[0].view(count, 256)
     assert (short.diff() == 1).all()
     assert set(short[:, 0].tolist()) == ({0, 256} if count > 1 else {0})
-    assert ((short[1:, 0] - short[:-1, -1]) != 1).all()  # no window goes on into the next
+    assert ((short[1:, 0] - short[:-1, -1]) != 1).all()  # no window continues the one before
     assert (positions(count, 512).view(count, 512)[:, 0] == 0).all()

@@ -1,4 +1,4 @@
-"""The score counts what it says, on replies that are known."""
+"""Tests of the starter's score on known replies."""
 
 from pathlib import Path
 
@@ -17,28 +17,28 @@ from score import is_right, repeats, score
         ("Paris is the capital of France.", True),
         ("PARIS, in France!", True),
         ("Paris.", False),  # the second group is missing
-        ("Parisian France", False),  # no whole word
+        ("Parisian France", False),  # not a whole word
         ("All-Paris in France", False),
         ("Paris in France, or London.", False),
     ],
 )
-def test_right_is_every_group_and_nothing_forbidden(reply: str, right: bool) -> None:
+def test_a_right_reply_has_every_group_and_no_forbidden_word(reply: str, right: bool) -> None:
     assert is_right(reply, [["paris"], ["france", "french"]], ["london"]) is right
 
 
-def test_a_4gram_that_comes_again_counts_each_time() -> None:
+def test_every_repetition_of_a_4gram_counts() -> None:
     assert repeats("a b c d a b c d") == (1, 5)
     assert repeats("one two three four five") == (0, 2)
     assert repeats("short") == (0, 0)
 
 
-def test_a_chatbot_that_always_says_the_same(tiny_base: Path) -> None:
+def test_the_score_of_a_chatbot_with_one_reply(tiny_base: Path) -> None:
     loaded = load(tiny_base, find_device())
-    said = "I cannot know if it will rain, a weather report can. User: and you?"
-    tokens = [*loaded.template.words(said), *loaded.template.end_ids]
+    reply = "I cannot know if it will rain, a weather report can. User: and you?"
+    tokens = [*loaded.template.encode(reply), *loaded.template.end_ids]
     bot = Chatbot(ScriptedEngine([tokens]), loaded.template, 128)
-    found = score(bot, loaded, "development", [0])
-    assert found["stopped"] == found["markers"] == 1
-    assert 0 < found["right"] < 0.5
-    assert found["repeated_4grams"] == 0
-    assert found["prompts"] == 150
+    figures = score(bot, loaded, "development", [0])
+    assert figures["stopped"] == figures["markers"] == 1
+    assert 0 < figures["right"] < 0.5
+    assert figures["repeated_4grams"] == 0
+    assert figures["prompts"] == 150

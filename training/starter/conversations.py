@@ -1,9 +1,9 @@
-"""Write the starter's conversations: topics in several wordings, and tables for the regular parts.
+"""Write the starter's conversations from topic files and from the tables below.
 
-python training/starter/conversations.py OUT.jsonl
+Usage: python training/starter/conversations.py OUT.jsonl
 
-Each line of topics/*.jsonl is a talk of one to four turns; a turn has the ways to ask it and one
-reply. The tables below are ours too.
+Each line of topics/*.jsonl is a talk of one to four turns. A turn holds several wordings of its
+question and one reply. The tables give the regular parts: capitals, opposites, sums and names.
 """
 
 import json
@@ -14,8 +14,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 
-Talk = list[tuple[str, str]]  # user and assistant in turn
-LONGEST = 4  # turns
+Talk = list[tuple[str, str]]  # a question and its reply for each turn
+MAX_TURNS = 4
 
 CAPITALS = {
     "Austria": "Vienna", "Belgium": "Brussels", "Brazil": "Brasilia", "Canada": "Ottawa",
@@ -83,7 +83,7 @@ NAME_ANSWERS = ("Your name is {0}.", "You told me that your name is {0}.", "You 
 
 
 def main() -> None:
-    """Write them."""
+    """Write the conversations to the file that the command line names."""
     rows = talks()
     with Path(sys.argv[1]).open("w", encoding="utf-8") as file:
         for talk in rows:
@@ -97,7 +97,7 @@ def main() -> None:
 
 
 def talks() -> list[Talk]:
-    """All conversations, in an order that does not depend on anything but this folder."""
+    """Return all conversations, in an order that depends only on this file and the topics."""
     rows = [talk for path in sorted((HERE / "topics").glob("*.jsonl")) for talk in _topics(path)]
     rng = random.Random(0)
     rows += [*_capitals(rng), *_opposites(rng), *_sums(rng), *_names(rng)]
@@ -105,13 +105,16 @@ def talks() -> list[Talk]:
 
 
 def _topics(path: Path) -> Iterator[Talk]:
-    """Each way to open a talk once; it goes on often enough to have each later wording once."""
+    """Yield each talk once for every wording of its first question.
+
+    Only as many of them continue after the first turn as each later wording needs to occur once.
+    """
     for line in path.read_text("utf-8").splitlines():
         first, *later = json.loads(line)["turns"]
-        whole = max((len(turn["ask"]) for turn in later), default=0)
+        continued = max((len(turn["ask"]) for turn in later), default=0)
         for i, ask in enumerate(first["ask"]):
             talk = [(ask, first["reply"])]
-            if i < whole:
+            if i < continued:
                 talk += [(turn["ask"][i % len(turn["ask"])], turn["reply"]) for turn in later]
             yield talk
 
@@ -130,7 +133,7 @@ def _opposites(rng: random.Random) -> Iterator[Talk]:
 
 
 def _sums(rng: random.Random) -> Iterator[Talk]:
-    """Sums up to ten."""
+    """Yield sums of two numbers from one to nine whose result is at most ten."""
     for a in range(1, 10):
         for b in range(1, 11 - a):
             reply = f"{a} plus {b} is {a + b}."
@@ -139,7 +142,7 @@ def _sums(rng: random.Random) -> Iterator[Talk]:
 
 
 def _names(rng: random.Random) -> Iterator[Talk]:
-    """Many names, so that what is learned is to look back for the one that was given."""
+    """Yield talks about many names, so that the model learns to look back for the name given."""
     for name in NAMES:
         for says in rng.sample(NAME_SAYS, 4):
             first = says.format(name), rng.choice(NAME_REPLIES).format(name)
@@ -147,8 +150,8 @@ def _names(rng: random.Random) -> Iterator[Talk]:
 
 
 def _changes_of_subject(rng: random.Random, rows: list[Talk]) -> list[Talk]:
-    """People go on with something else: two talks in one, the second as if alone."""
-    short = [talk for talk in rows if len(talk) <= LONGEST // 2]
+    """Join pairs of unrelated short talks, because people change the subject."""
+    short = [talk for talk in rows if len(talk) <= MAX_TURNS // 2]
     return [[*rng.choice(short), *talk] for talk in rng.sample(short, len(rows) // 20)]
 
 

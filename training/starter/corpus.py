@@ -1,4 +1,4 @@
-"""Text in Parquet files becomes a tokenizer and one stream of token ids."""
+"""The pre-training corpus: cleaned text from Parquet files, a tokenizer and a stream of ids."""
 
 import random
 import re
@@ -10,64 +10,72 @@ import pyarrow.parquet as pq
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 END = "<|endoftext|>"
-_MOST, _LEAST = 1500, 20  # characters of a document
+_MAX_CHARACTERS, _MIN_CHARACTERS = 1500, 20  # of a document
 
 
 def documents(folders: Sequence[Path], heldout: Sequence[str], seed: int) -> list[str]:
-    """Cleaned documents of every `text` column, shuffled; none twice, none that is held out.
+    """Return the shuffled, cleaned documents of every `text` column, without duplicates.
 
-    Of a long article its first paragraphs: they say what a thing is, the rest is for readers who
-    know.
+    Held-out texts are left out. Only the first paragraphs of a long article are kept: they say what
+    a thing is, and the rest is for readers who know that already.
     """
-    away = {clean(text)[:100] for text in heldout}
-    found = {}
+    heldout_openings = {clean(text)[:100] for text in heldout}
+    unique = {}
     for folder in folders:
         for file in parquet_files(folder):
             for raw in pq.read_table(file, columns=["text"]).column("text").to_pylist():
                 text = clean(raw)
-                if len(text) >= _LEAST and re.search(r"[.?!:]", text) and text[:100] not in away:
-                    found[text] = None
-    if not found:
-        raise SystemExit(f"{folders[0]}: no sentence of {_LEAST} characters or more in its `text`")
-    texts = list(found)
+                if len(text) < _MIN_CHARACTERS or not re.search(r"[.?!:]", text):
+                    continue
+                if text[:100] not in heldout_openings:
+                    unique[text] = None
+    if not unique:
+        raise SystemExit(
+            f"{folders[0]}: its `text` column has no sentence of {_MIN_CHARACTERS} characters or "
+            "more; choose another folder"
+        )
+    texts = list(unique)
     random.Random(seed).shuffle(texts)
     return texts
 
 
 def parquet_files(folder: Path) -> list[Path]:
-    """In their order; at least one."""
+    """Return the Parquet files of a folder in the order of their names; exit if it has none."""
     files = sorted(folder.glob("*.parquet"))
     if not files:
-        raise SystemExit(f"{folder}: holds no .parquet file")
+        raise SystemExit(f"{folder}: holds no .parquet file; choose another folder")
     return files
 
 
 def clean(text: str) -> str:
-    """Even spaces, no brackets that a removed template left empty, an end at a sentence's end."""
+    """Return the text with single spaces, without empty brackets, and cut at a sentence's end.
+
+    Brackets are empty where the templates of a wiki page were removed.
+    """
     text = re.sub(r"[ \t\xa0]+", " ", text.replace("\r", ""))
     text = re.sub(r" ?\( ?[;,]? ?\)", "", text)
     text = re.sub(r"\n\s*\n+", "\n", text).strip()
-    if len(text) <= _MOST:
+    if len(text) <= _MAX_CHARACTERS:
         return text
-    ends = [m.end() for m in re.finditer(r"[.?!][\"')]?(?=\s)", text[: _MOST + 1])]
-    return text[: ends[-1]] if ends else text[: text.rfind(" ", 0, _MOST)]
+    ends = [m.end() for m in re.finditer(r"[.?!][\"')]?(?=\s)", text[: _MAX_CHARACTERS + 1])]
+    return text[: ends[-1]] if ends else text[: text.rfind(" ", 0, _MAX_CHARACTERS)]
 
 
 def train_tokenizer(texts: Sequence[str], size: int) -> Tokenizer:
-    """Byte-level BPE with one special token, from every n-th of the texts."""
-    made = Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
+    """Train a byte-level BPE of `size` entries, one of them special, on up to 160,000 texts."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
         vocab_size=size, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
     )
-    made.train_from_iterator(texts[:: max(1, len(texts) // 80_000)], trainer)
-    return made
+    tokenizer.train_from_iterator(texts[:: max(1, len(texts) // 80_000)], trainer)
+    return tokenizer
 
 
 def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> np.ndarray:
-    """One stream of ids (uint16); the end token closes each text."""
+    """Return the ids of all texts as one uint16 array, in which the end token closes each text."""
     end = tokenizer.token_to_id(END)
     parts = [
         np.array([*encoding.ids, end], dtype=np.uint16)
@@ -78,15 +86,16 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> np.ndarray:
 
 
 def windows(stream: np.ndarray, length: int, seed: int, first: int) -> Iterator[np.ndarray]:
-    """Endless windows of `length` + 1 tokens, from the `first` on.
+    """Yield windows of `length` + 1 tokens without end, beginning with the window number `first`.
 
-    Every token is a target once a pass; each pass has its own order and cuts elsewhere.
+    Every token is a target once in each pass. The order and the boundaries of the windows differ
+    from pass to pass.
     """
-    a_pass = (len(stream) - 1) // length - 1
+    windows_per_pass = (len(stream) - 1) // length - 1
     while True:
-        turn, place = divmod(first, a_pass)
-        shuffled = np.random.RandomState(seed + turn).permutation(a_pass)
-        shift = turn * 37 % length
-        for start in shuffled[place:] * length + shift:
+        epoch, done = divmod(first, windows_per_pass)
+        shuffled = np.random.RandomState(seed + epoch).permutation(windows_per_pass)
+        shift = epoch * 37 % length
+        for start in shuffled[done:] * length + shift:
             yield stream[start : start + length + 1]
-        first = (turn + 1) * a_pass
+        first = (epoch + 1) * windows_per_pass

@@ -1,10 +1,11 @@
-"""Our conversations as text to read in pre-training, each several times in other words.
+"""Write the starter's conversations as plain text for pre-training, with questions reworded.
 
-python training/starter/dialogues.py OUT.parquet [--copies 16]
+Usage: python training/starter/dialogues.py OUT.parquet [--copies 16]
 
-What the user says is changed as people would: small letters, no final mark, a lead-in, a word of
-the same meaning, a little word left out, two letters swapped. What a question is about stays, what
-it is made of does not, and none becomes a held-out prompt. The text has no roles and no template.
+Each conversation is written several times. The user's words are changed as people would change
+them: lower case, no final mark, a lead-in, a synonym, a short word left out, two letters swapped.
+Words that the reply repeats are kept, and no question becomes a held-out prompt. The text has no
+role names and no chat template.
 """
 
 import argparse
@@ -25,7 +26,7 @@ LEAD_INS = (
     "Quick question:", "Now,", "And", "By the way,", "Chatbot,", "My friend asks:", "Oh,",
 )  # fmt: skip
 ENDINGS = ("please", "thanks", "do you know", "chatbot", "tell me", "I wonder", "any idea")
-SAME = (
+SYNONYMS = (
     ("suggest", "recommend", "propose"), ("tell", "give", "show"), ("explain", "describe"),
     ("big", "large", "huge"), ("small", "little", "tiny"), ("fast", "quick", "rapid"),
     ("child", "kid"), ("children", "kids"), ("begin", "start"), ("help", "assist"),
@@ -39,9 +40,11 @@ SAME = (
     ("clever", "smart"), ("sick", "ill"), ("hurts", "aches"),
     ("think", "believe"), ("speak", "talk"), ("easy", "simple"), ("food", "meal"),
 )  # fmt: skip
-OTHERS = {word.lower(): group for group in SAME for word in group}
-WORDS = re.compile(rf"(?i)(?<![\w'])({'|'.join(sorted(OTHERS, key=len, reverse=True))})(?![\w'])")
-LITTLE = frozenset(
+SYNONYMS_OF = {word.lower(): group for group in SYNONYMS for word in group}
+REPLACEABLE = re.compile(
+    rf"(?i)(?<![\w'])({'|'.join(sorted(SYNONYMS_OF, key=len, reverse=True))})(?![\w'])"
+)
+OPTIONAL = frozenset(  # words that people leave out
     (
         "a", "an", "the", "do", "does", "is", "are", "me", "my", "i", "you", "your", "of", "to",
         "for", "please", "can", "could", "some", "it", "there", "so", "very", "just", "really",
@@ -51,51 +54,55 @@ LITTLE = frozenset(
 
 
 def main() -> None:
-    """Write the Parquet file."""
+    """Write the Parquet file that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--copies", type=int, default=16)
-    given = parser.parse_args()
-    texts = dialogues(given.copies)
-    pq.write_table(pa.table({"text": texts}), given.out)
+    args = parser.parse_args()
+    texts = dialogues(args.copies)
+    pq.write_table(pa.table({"text": texts}), args.out)
     print(f"{len(texts)} dialogues, {sum(map(len, texts)) / 1e6:.1f} M characters")
 
 
 def dialogues(copies: int) -> list[str]:
-    """Each talk so many times: what is said, a line each."""
-    rng, held, rows = random.Random(0), held_out(), talks()
-    return ["\n".join(lines_of(talk, held, rng)) for _ in range(copies) for talk in rows]
+    """Return each talk `copies` times, as text with one line for each message."""
+    rng, forbidden, rows = random.Random(0), held_out(), talks()
+    return ["\n".join(lines_of(talk, forbidden, rng)) for _ in range(copies) for talk in rows]
 
 
-def lines_of(talk: Talk, held: Collection[str], rng: random.Random) -> Iterator[str]:
-    """Its lines, the user's in other words, but not in those of a prompt that is held out."""
+def lines_of(talk: Talk, forbidden: Collection[str], rng: random.Random) -> Iterator[str]:
+    """Yield the messages of a talk with its questions reworded.
+
+    A question keeps its wording if the new one contains one of the `forbidden` prompts.
+    """
     for ask, reply in talk:
-        changed = in_other_words(ask, reply, rng)
-        said = letters(changed)
-        yield ask if any(prompt in said for prompt in held) else changed
+        reworded = reword(ask, reply, rng)
+        spelt = letters(reworded)
+        yield ask if any(prompt in spelt for prompt in forbidden) else reworded
         yield reply
 
 
 def held_out() -> set[str]:
-    """The letters of what the starter is judged by, but for what anyone says (*why?*)."""
+    """Return the letters of the held-out prompts, except short ones that anyone says (*why?*)."""
     lines = (HERE / "heldout.jsonl").read_text("utf-8").splitlines()
-    return {x for line in lines if len(x := letters(json.loads(line)["turns"][-1])) >= 8}
+    prompts = (letters(json.loads(line)["turns"][-1]) for line in lines)
+    return {prompt for prompt in prompts if len(prompt) >= 8}
 
 
-def in_other_words(ask: str, reply: str, rng: random.Random) -> str:
-    """The same question; one in five as it is. Words that the reply repeats are kept."""
+def reword(ask: str, reply: str, rng: random.Random) -> str:
+    """Reword a question, except one in five, and keep the words that the reply repeats."""
     if rng.random() < 0.2:
         return ask
     kept = {letters(word) for word in reply.split()}
     words = ask.split(" ")
     if len(words) > 3:
-        words = [w for w in words if letters(w) not in LITTLE or rng.random() > 0.12]
+        words = [w for w in words if letters(w) not in OPTIONAL or rng.random() > 0.12]
 
-    def another(found: re.Match[str]) -> str:
-        word = found[0].lower()
-        return found[0] if word in kept or rng.random() > 0.35 else rng.choice(OTHERS[word])
+    def synonym(match: re.Match[str]) -> str:
+        word = match[0].lower()
+        return match[0] if word in kept or rng.random() > 0.35 else rng.choice(SYNONYMS_OF[word])
 
-    text = WORDS.sub(another, " ".join(words))
+    text = REPLACEABLE.sub(synonym, " ".join(words))
     if rng.random() < 0.06:
         text = misspelt(text, kept, rng)
     if rng.random() < 0.3:
@@ -110,12 +117,12 @@ def in_other_words(ask: str, reply: str, rng: random.Random) -> str:
 
 
 def letters(text: str) -> str:
-    """Without marks and spaces, in lower case."""
+    """Return the text's letters and digits in lower case, without marks and spaces."""
     return re.sub(r"[^a-z0-9]", "", text.lower())
 
 
 def misspelt(text: str, kept: Collection[str], rng: random.Random) -> str:
-    """Two letters of one long word swapped."""
+    """Swap two letters of one word of four letters or more that is not in `kept`."""
     words = [m for m in re.finditer(r"[A-Za-z]{4,}", text) if m[0].lower() not in kept]
     if not words:
         return text

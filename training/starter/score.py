@@ -1,14 +1,17 @@
-"""How well a tuned starter answers the held-out prompts.
+"""Score the replies of a tuned starter to the held-out prompts.
 
-python training/starter/score.py RUN [--half test] [--seeds 0,1,2] [--text TEXTS.json] [--json]
+Usage: python training/starter/score.py RUN [--half test] [--seeds 0,1,2] [--text TEXTS.json]
 
-right: share of replies that hold a word of every group they must, and none that they must not.
-stopped: share that ended by themselves within 96 tokens. markers: share with a role's name or that
-goes on with a next question of its user. repeated_4grams: of all 4-grams of words, those that stood
-in the same reply before. own_prompt: share of seed-0 replies likelier under their own prompt than
-under nine others'. bits_per_byte: of the untuned base, on a JSON list of held-out texts.
+The figures are:
+- right: share of replies with a word of every required group and no forbidden word;
+- stopped: share of replies that end by themselves within 96 tokens;
+- markers: share of replies that contain a role name or another sign of a forged turn;
+- repeated_4grams: share of the word 4-grams that occur earlier in the same reply;
+- own_prompt: share of the first seed's replies that are likelier under their own prompt than under
+  nine others;
+- bits_per_byte: of the untuned base, on a JSON list of held-out texts.
 
-Settings are chosen on the development half; the test half is for final figures.
+Choose settings on the development half; the test half is for final figures.
 """
 
 import argparse
@@ -28,48 +31,50 @@ from chattune.models import Loaded, find, load, load_base
 from chattune.template import Template
 
 MARKER = re.compile(r"(?i)\b(user|assistant|human|bot|question|answer)\s*:|###|<\|")
-RIVALS = 9
+RIVALS = 9  # other prompts that a reply is compared under
 
 
 def main() -> None:
-    """Score one run."""
+    """Score the run that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("run")
     parser.add_argument("--half", choices=["development", "test"], default="development")
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--temperature", type=float, help="in place of what the run recommends")
+    parser.add_argument(
+        "--temperature", type=float, help="instead of the temperature that the run recommends"
+    )
     parser.add_argument("--text", type=Path, help="JSON list of texts, for bits_per_byte")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--show", action="store_true", help="print what was wrong")
-    given = parser.parse_args()
-    bot = Chatbot.load(given.run)
+    parser.add_argument("--show", action="store_true", help="print the replies that are not right")
+    args = parser.parse_args()
+    bot = Chatbot.load(args.run)
     bot.decoding = bot.decoding.but(max_new_tokens=96)
-    if given.temperature is not None:
-        bot.decoding = bot.decoding.but(temperature=given.temperature)
-    seeds = [int(seed) for seed in given.seeds.split(",")]
-    found = score(bot, load(given.run, find_device()), given.half, seeds, given.show)
-    if given.text:
-        texts = json.loads(given.text.read_text("utf-8"))
-        found["bits_per_byte"] = round(base_bits_per_byte(given.run, texts), 4)
-    if given.json:
-        print(json.dumps(found))
+    if args.temperature is not None:
+        bot.decoding = bot.decoding.but(temperature=args.temperature)
+    seeds = [int(seed) for seed in args.seeds.split(",")]
+    figures = score(bot, load(args.run, find_device()), args.half, seeds, args.show)
+    if args.text:
+        texts = json.loads(args.text.read_text("utf-8"))
+        figures["bits_per_byte"] = round(base_bits_per_byte(args.run, texts), 4)
+    if args.json:
+        print(json.dumps(figures))
     else:
-        print("\n".join(f"{name:18}{value:8.3f}" for name, value in found.items()))
+        print("\n".join(f"{name:18}{value:8.3f}" for name, value in figures.items()))
 
 
 def score(
     bot: Chatbot, loaded: Loaded, half: str, seeds: Sequence[int], show: bool = False
 ) -> dict[str, float]:
-    """Every figure but bits_per_byte; `loaded` gives the likelihoods of what `bot` says."""
-    rows = [
-        row
-        for line in (Path(__file__).with_name("heldout.jsonl")).read_text("utf-8").splitlines()
-        if (row := json.loads(line))["half"] == half
-    ]
+    """Return every figure except bits_per_byte, averaged over the seeds.
+
+    `bot` writes the replies, and `loaded` is the same model for computing their likelihood.
+    """
+    lines = Path(__file__).with_name("heldout.jsonl").read_text("utf-8").splitlines()
+    rows = [row for row in map(json.loads, lines) if row["half"] == half]
     talks = [conversation(row["turns"]) for row in rows]
-    marks: dict[str, list[bool]] = {"right": [], "stopped": [], "markers": []}
-    repeated = grams = 0
-    first: list[str] = []
+    outcomes: dict[str, list[bool]] = {"right": [], "stopped": [], "markers": []}
+    repeated = total = 0
+    first_replies: list[str] = []
     for seed in seeds:
         decoding = bot.decoding.but(seed=seed)
         for row, talk in zip(rows, talks, strict=True):
@@ -77,40 +82,40 @@ def score(
             right = is_right(reply.text, row["must"], row["must_not"])
             if show and not right:
                 print(f"{seed} {row['turns'][-1]}\n    -> {reply.text}")
-            marks["right"].append(right)
-            marks["stopped"].append(reply.finish == "stop")
-            marks["markers"].append(MARKER.search(reply.text) is not None)
-            again, every = repeats(reply.text)
-            repeated, grams = repeated + again, grams + every
+            outcomes["right"].append(right)
+            outcomes["stopped"].append(reply.finish == "stop")
+            outcomes["markers"].append(MARKER.search(reply.text) is not None)
+            repeated_grams, grams = repeats(reply.text)
+            repeated, total = repeated + repeated_grams, total + grams
             if seed == seeds[0]:
-                first.append(reply.text)
-    shares = {name: round(sum(values) / len(values), 4) for name, values in marks.items()}
+                first_replies.append(reply.text)
+    shares = {name: round(sum(values) / len(values), 4) for name, values in outcomes.items()}
     return shares | {
-        "repeated_4grams": round(repeated / max(1, grams), 4),
-        "own_prompt": round(own_prompt(loaded, talks, first), 4),
+        "repeated_4grams": round(repeated / max(1, total), 4),
+        "own_prompt": round(own_prompt(loaded, talks, first_replies), 4),
         "prompts": len(rows),
     }
 
 
 def conversation(turns: Sequence[str]) -> list[Message]:
-    """User and assistant in turn."""
+    """Return messages of user and assistant in turn, beginning with the user."""
     return [Message("assistant" if i % 2 else "user", t) for i, t in enumerate(turns)]
 
 
 def is_right(reply: str, must: list[list[str]], must_not: list[str]) -> bool:
-    """Whole words, whatever their case."""
-    return all(any(holds(reply, word) for word in group) for group in must) and not any(
-        holds(reply, word) for word in must_not
+    """Return whether the reply contains a word of every group in `must` and none of `must_not`."""
+    return all(any(contains(reply, word) for word in group) for group in must) and not any(
+        contains(reply, word) for word in must_not
     )
 
 
-def holds(reply: str, words: str) -> bool:
-    """Whether the words stand in the reply."""
+def contains(reply: str, words: str) -> bool:
+    """Return whether the reply contains the words as whole words, in upper or lower case."""
     return re.search(rf"(?i)(?<![\w-]){re.escape(words)}(?![\w-])", reply) is not None
 
 
 def repeats(text: str) -> tuple[int, int]:
-    """4-grams that stood before, and all."""
+    """Return how many 4-grams of words occur earlier in the text, and how many there are."""
     words = text.lower().split()
     grams = [tuple(words[i : i + 4]) for i in range(len(words) - 3)]
     return len(grams) - len(set(grams)), len(grams)
@@ -118,26 +123,26 @@ def repeats(text: str) -> tuple[int, int]:
 
 @torch.inference_mode()
 def own_prompt(loaded: Loaded, talks: list[list[Message]], replies: list[str]) -> float:
-    """Share of replies that no other of ten prompts makes likelier."""
+    """Return the share of replies that are likelier under their own prompt than under RIVALS."""
     prompts = [loaded.template.prompt(talk) for talk in talks]
-    won = 0
+    likeliest = 0
     for i, reply in enumerate(replies):
         rivals = [(i + 1 + k * 13) % len(prompts) for k in range(RIVALS)]
-        words = loaded.template.words(reply) or [next(iter(loaded.template.end_ids))]
-        own, *others = (nats(loaded, prompts[j], words) for j in (i, *rivals))
-        won += own < min(others)
-    return won / len(replies)
+        ids = loaded.template.encode(reply) or [next(iter(loaded.template.end_ids))]
+        own, *others = (nats(loaded, prompts[j], ids) for j in (i, *rivals))
+        likeliest += own < min(others)
+    return likeliest / len(replies)
 
 
-def nats(loaded: Loaded, prompt: list[int], words: list[int]) -> float:
-    """Of the words after the prompt."""
-    ids = torch.tensor([[*prompt, *words]], device=loaded.model.device)[:, -loaded.positions :]
-    logits = loaded.model(ids).logits[0, -len(words) - 1 : -1]
-    return cross_entropy(logits.float(), ids[0, -len(words) :], reduction="sum").item()
+def nats(loaded: Loaded, prompt: list[int], reply: list[int]) -> float:
+    """Return the negative log-likelihood of the reply's tokens after the prompt, in nats."""
+    ids = torch.tensor([[*prompt, *reply]], device=loaded.model.device)[:, -loaded.positions :]
+    logits = loaded.model(ids).logits[0, -len(reply) - 1 : -1]
+    return cross_entropy(logits.float(), ids[0, -len(reply) :], reduction="sum").item()
 
 
 def base_bits_per_byte(run: str, texts: list[str]) -> float:
-    """Of the run's base without its adapter."""
+    """Return the bits per byte of the run's base without the adapter."""
     base, _ = find(run)
     tokenizer = Template.load(base.folder).tokenizer
     end = tokenizer.eos_token_id

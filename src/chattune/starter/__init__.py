@@ -1,8 +1,8 @@
-"""The embedded base, its tokenizer, its conversations and its card."""
+"""The embedded base model with its tokenizer, its conversations and its model card."""
 
 from chattune.conversation import Message
 
-# Worded as no conversation it is tuned on.
+# `chattune quickstart` asks these. None of them is worded as a training conversation.
 QUESTIONS = [
     Message("user", "Hi there, nice to see you!"),
     Message("user", "Could you tell me your name?"),
