@@ -1,10 +1,11 @@
-"""Rows in every format that chattune knows, files of them, and recipes that prepare them."""
+"""Rows in every format that chattune knows, files that hold them, and recipes to prepare them."""
 
 import csv
 import functools
 import gzip
 import io
 import json
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from chattune.template import Template
 END = "<|endoftext|>"
 IGNORED = -100
 
-# One question and its answer as a row of each format.
+# Each entry writes one question and its answer as a row of that format.
 SHAPES: dict[str, Callable[[Any, Any], dict[str, Any]]] = {
     "messages": lambda q, a: {
         "messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]
@@ -47,55 +48,66 @@ SHAPES: dict[str, Callable[[Any, Any], dict[str, Any]]] = {
 
 
 def exchanges(count: int) -> list[tuple[str, str]]:
-    """So many different questions, each with an answer of its own."""
+    """Return `count` different questions, each with its own answer."""
     return [(f"What comes after {i}?", f"After {i} comes {i + 1}.") for i in range(count)]
 
 
 def talk(count: int, shape: str = "messages") -> list[dict[str, Any]]:
-    """So many usable rows of one format."""
+    """Return `count` usable rows of one format."""
     return [SHAPES[shape](q, a) for q, a in exchanges(count)]
 
 
 def lines(rows: Iterable[Any]) -> bytes:
-    """Rows as JSON Lines."""
+    """Encode rows as JSON Lines."""
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
 def write(path: Path, content: bytes) -> Path:
-    """Write a file in a folder that need not be there, gzipped if its name says so."""
+    """Write a file and its parent folders; a name that ends in .gz is gzipped."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
     return path
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
-    """Write rows in the format that the file's name says."""
-    kind = path.name.removesuffix(".gz").rpartition(".")[2]
-    return write(path, _ENCODERS[kind](rows))
+    """Write rows in the file format of the name's suffix."""
+    suffix = path.name.removesuffix(".gz").rpartition(".")[2]
+    return write(path, _ENCODERS[suffix](rows))
 
 
 def recipe_for(source: object, overrides: dict[str, Any] | None = None) -> Recipe:
-    """The starter's recipe on another source, with nothing held out unless asked for."""
+    """Return the starter's recipe with another source and, by default, no validation share."""
     fields = {"data.source": str(source), "data.validation": 0.0, **(overrides or {})}
     return load_recipe("starter", fields)
 
 
-# Loading a tokenizer takes longer than all else that is done with a few rows.
+# Loading a tokenizer takes longer than preparing a few rows, so each is loaded once.
 load_once = functools.cache(Template.load)
 
 
 def template() -> Template:
-    """The embedded base's tokenizer with chattune's template."""
+    """Return the embedded base's tokenizer with chattune's template."""
     return load_once(starter_folder())
 
 
 def taught(prepared: Prepared, side: str = "train") -> list[str]:
-    """What the labels of each row spell, special tokens included."""
+    """Decode the supervised tokens of each row, special tokens included."""
     rows = getattr(prepared, side)
     return [
         prepared.template.decode([t for t in labels if t != IGNORED], special=True)
         for labels in rows["labels"]
     ]
+
+
+def base_with(folder: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    """Write a base without weights whose tokenizer is the embedded base's after `change`."""
+    folder.mkdir()
+    for name in ("config.json", "tokenizer_config.json", "tokenizer.json"):
+        shutil.copyfile(starter_folder() / name, folder / name)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    change(tokenizer)
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), "utf-8")
+    return folder
 
 
 def _separated(rows: Sequence[dict[str, Any]], delimiter: str) -> bytes:

@@ -1,14 +1,12 @@
-"""What is too long is cut where a turn or a sentence ends, and still teaches the model to stop."""
-
-from collections import Counter
-from dataclasses import asdict
+"""Tests for fitting: a long conversation is cut after a turn or a sentence and keeps its end."""
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chattune.conversation import Conversation
-from chattune.data.fit import Cuts, fit
+from chattune.data.fit import fit
+from chattune.data.report import Tally
 from chattune.recipe import DataRecipe
 from chattune.template import Rendered, Template
 from rows import template
@@ -18,27 +16,28 @@ Fitted = tuple[list[tuple[Conversation, Rendered]], dict[str, int], dict[str, in
 
 def fitted(*conversations: Conversation, max_length: int, overlong: str = "cut") -> Fitted:
     recipe = DataRecipe(source="talk.jsonl", max_length=max_length, overlong=overlong)  # type: ignore[arg-type]
-    dropped: Counter[str] = Counter()
-    cuts = Cuts()
-    kept = list(fit(conversations, template(), recipe, dropped, cuts))
-    return kept, dict(dropped), asdict(cuts)
+    tally = Tally()
+    kept = list(fit(conversations, template(), recipe, tally))
+    return kept, dict(tally.dropped), tally.cut
 
 
-def size(conversation: Conversation) -> int:
+def length(conversation: Conversation) -> int:
+    """Return the number of tokens of a conversation."""
     return len(template().render(conversation).ids)
 
 
-def say(*words: str) -> Conversation:
+def talk(*contents: str) -> Conversation:
+    """Return a conversation whose turns alternate, from the user's on."""
     return Conversation.of(
-        *(("assistant" if i % 2 else "user", w) for i, w in enumerate(words))  # type: ignore[misc]
+        *(("assistant" if i % 2 else "user", c) for i, c in enumerate(contents))  # type: ignore[misc]
     )
 
 
-def cut_reply(reply: str, kept: str) -> str:
-    """The reply that is left when there is room for `kept` and a little more."""
-    room = size(say("Tell me.", kept)) + 1
-    assert size(say("Tell me.", reply)) > room
-    ((conversation, _),), dropped, _ = fitted(say("Tell me.", reply), max_length=room)
+def cut_reply(reply: str, fits: str) -> str:
+    """Return what is kept of a reply if `fits` and one more token fit."""
+    max_length = length(talk("Tell me.", fits)) + 1
+    assert length(talk("Tell me.", reply)) > max_length
+    ((conversation, _),), dropped, _ = fitted(talk("Tell me.", reply), max_length=max_length)
     assert not dropped
     return conversation.messages[-1].content
 
@@ -48,11 +47,11 @@ def assert_ends_supervised(rendered: Rendered) -> None:
     assert rendered.supervised[-1]
 
 
-TALK = say("One?", "First answer.", "Two?", "Second answer.", "Three?", "Third answer.")
+TALK = talk("One?", "First answer.", "Two?", "Second answer.", "Three?", "Third answer.")
 
 
 def test_a_conversation_of_exactly_the_length_is_left_alone() -> None:
-    ((conversation, rendered),), dropped, cuts = fitted(TALK, max_length=size(TALK))
+    ((conversation, rendered),), dropped, cuts = fitted(TALK, max_length=length(TALK))
     assert conversation == TALK
     assert rendered == template().render(TALK)
     assert not dropped
@@ -62,29 +61,29 @@ def test_a_conversation_of_exactly_the_length_is_left_alone() -> None:
 @pytest.mark.parametrize("kept_turns", [2, 4])
 def test_whole_turns_are_left_out_first(kept_turns: int) -> None:
     shorter = Conversation(TALK.messages[:kept_turns])
-    ((conversation, rendered),), _, cuts = fitted(TALK, max_length=size(shorter))
+    ((conversation, rendered),), _, cuts = fitted(TALK, max_length=length(shorter))
     assert conversation == shorter
     assert rendered == template().render(shorter)
     assert_ends_supervised(rendered)
     assert cuts == {
         "conversations": 1,
-        "tokens": size(TALK) - size(shorter),
+        "tokens": length(TALK) - length(shorter),
         "replies": 3 - kept_turns // 2,
     }
 
 
 def test_turns_far_behind_the_cut_are_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     rendered = 0
-    plain = Template.render
+    render = Template.render
 
     def counted(self: Template, conversation: Conversation) -> Rendered:
         nonlocal rendered
         rendered += 1
-        return plain(self, conversation)
+        return render(self, conversation)
 
     monkeypatch.setattr(Template, "render", counted)
-    words = ["Go on.", "One more sentence stands here."] * 300
-    ((kept, _),), _, _ = fitted(say(*words), max_length=64)
+    contents = ["Go on.", "One more sentence stands here."] * 300
+    ((kept, _),), _, _ = fitted(talk(*contents), max_length=64)
     assert 2 <= len(kept.messages) < 20
     assert rendered < 10
 
@@ -94,7 +93,7 @@ def test_a_system_message_stays_with_the_turns_that_fit() -> None:
         ("system", "Be."), ("user", "a?"), ("assistant", "b."), ("user", "c?"), ("assistant", "d.")
     )
     first = Conversation(with_system.messages[:3])
-    ((conversation, _),), _, _ = fitted(with_system, max_length=size(first) + 2)
+    ((conversation, _),), _, _ = fitted(with_system, max_length=length(first) + 2)
     assert conversation == first
 
 
@@ -103,19 +102,19 @@ SENTENCES = ["The cat sat down.", "It was tired!", "Was it hungry?", "It ate a f
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_a_reply_is_cut_at_the_last_sentence_that_fits(count: int) -> None:
-    shorter = say("Tell me.", " ".join(SENTENCES[:count]))
-    whole = say("Tell me.", " ".join(SENTENCES))
-    ((conversation, rendered),), _, cuts = fitted(whole, max_length=size(shorter))
+    shorter = talk("Tell me.", " ".join(SENTENCES[:count]))
+    whole = talk("Tell me.", " ".join(SENTENCES))
+    ((conversation, rendered),), _, cuts = fitted(whole, max_length=length(shorter))
     assert conversation == shorter
     assert rendered == template().render(shorter)
     assert_ends_supervised(rendered)
-    assert cuts == {"conversations": 1, "tokens": size(whole) - size(shorter), "replies": 0}
+    assert cuts == {"conversations": 1, "tokens": length(whole) - length(shorter), "replies": 0}
 
 
 def test_a_first_reply_that_is_too_long_is_cut_and_the_turns_after_it_counted() -> None:
-    whole = say("Tell me.", " ".join(SENTENCES), "More?", "Yes.", "More?", "No.")
-    shorter = say("Tell me.", " ".join(SENTENCES[:2]))
-    ((conversation, _),), _, cuts = fitted(whole, max_length=size(shorter))
+    whole = talk("Tell me.", " ".join(SENTENCES), "More?", "Yes.", "More?", "No.")
+    shorter = talk("Tell me.", " ".join(SENTENCES[:2]))
+    ((conversation, _),), _, cuts = fitted(whole, max_length=length(shorter))
     assert conversation == shorter
     assert cuts["replies"] == 2
 
@@ -157,40 +156,40 @@ def test_the_marker_of_a_list_item_is_no_sentence(marker: str) -> None:
 
 
 def test_too_long_is_dropped_if_the_recipe_says_so() -> None:
-    short = say("Hi", "Hello.")
-    kept, dropped, cuts = fitted(TALK, short, max_length=size(short), overlong="drop")
+    short = talk("Hi", "Hello.")
+    kept, dropped, cuts = fitted(TALK, short, max_length=length(short), overlong="drop")
     assert [conversation for conversation, _ in kept] == [short]
     assert dropped == {"too_long": 1}
     assert not any(cuts.values())
 
 
 def test_a_question_that_leaves_no_room_for_an_answer_is_dropped() -> None:
-    kept, dropped, _ = fitted(say("very " * 60 + "long?", "Yes. No."), max_length=40)
+    kept, dropped, _ = fitted(talk("very " * 60 + "long?", "Yes. No."), max_length=40)
     assert (kept, dropped) == ([], {"prompt_too_long": 1})
 
 
 def test_an_answer_without_a_sentence_that_fits_is_dropped() -> None:
-    kept, dropped, cuts = fitted(say("Tell me.", "and so on " * 60), max_length=40)
+    kept, dropped, cuts = fitted(talk("Tell me.", "and so on " * 60), max_length=40)
     assert (kept, dropped) == ([], {"no_sentence_fits": 1})
     assert not any(cuts.values())
 
 
 def test_cuts_are_added_up_and_order_is_kept() -> None:
-    short = say("Hi", "Hello.")
-    room = size(Conversation(TALK.messages[:2]))
-    assert size(short) <= room
-    kept, _, cuts = fitted(TALK, short, TALK, max_length=room)
+    short = talk("Hi", "Hello.")
+    max_length = length(Conversation(TALK.messages[:2]))
+    assert length(short) <= max_length
+    kept, _, cuts = fitted(TALK, short, TALK, max_length=max_length)
     assert [c.messages[0].content for c, _ in kept] == ["One?", "Hi", "One?"]
     assert cuts["conversations"] == 2
     assert cuts["replies"] == 4
-    assert cuts["tokens"] == 2 * (size(TALK) - room)
+    assert cuts["tokens"] == 2 * (length(TALK) - max_length)
 
 
 def test_conversations_pass_through_without_being_kept() -> None:
-    many = (say(f"Question {i}?", "Answer.") for i in range(3000))
+    many = (talk(f"Question {i}?", "Answer.") for i in range(3000))
     recipe = DataRecipe(source="x")
-    next(iter(fit(many, template(), recipe, Counter(), Cuts())))
-    assert sum(1 for _ in many) >= 1000  # only what is tokenised in one go was taken
+    next(iter(fit(many, template(), recipe, Tally())))
+    assert sum(1 for _ in many) >= 1000  # only the batch that is tokenised at once was consumed
 
 
 sentences = st.lists(
@@ -203,9 +202,9 @@ sentences = st.lists(
 @settings(max_examples=150, deadline=None)
 @given(st.lists(sentences, min_size=2, max_size=6), st.integers(16, 120))
 def test_nothing_is_longer_than_allowed_nor_ends_amid_a_sentence(
-    words: list[str], max_length: int
+    contents: list[str], max_length: int
 ) -> None:
-    whole = say(*words[: len(words) // 2 * 2])
+    whole = talk(*contents[: len(contents) // 2 * 2])
     kept, dropped, cuts = fitted(whole, max_length=max_length)
     assert len(kept) + sum(dropped.values()) == 1
     for conversation, rendered in kept:
@@ -217,4 +216,4 @@ def test_nothing_is_longer_than_allowed_nor_ends_amid_a_sentence(
         before, after = conversation.messages[-1].content, whole.messages[count - 1].content
         assert after.startswith(before)
         assert before == after or before[-1] in ".\u3002" or after[len(before)] == "\n"
-        assert cuts["tokens"] == size(whole) - size(conversation)
+        assert cuts["tokens"] == length(whole) - length(conversation)

@@ -1,13 +1,12 @@
-"""Each format is told by its fields, and gives the words that its rows hold."""
+"""Tests for formats: each is recognised by its fields, and its rows become conversations."""
 
-from collections import Counter
 from typing import Any
 
 import pytest
 
-from chattune.data.formats import recognise
-from chattune.data.reading import Reading
-from chattune.data.rows import Row
+from chattune.conversation import Conversation
+from chattune.data.formats import Row, read_conversations, recognise
+from chattune.data.report import Tally
 from chattune.errors import BadRow, DataError
 from chattune.recipe import DataRecipe
 from rows import SHAPES
@@ -20,9 +19,10 @@ def recipe(**fields: Any) -> DataRecipe:
 
 
 def read_all(row: dict[str, Any], **settings: Any) -> list[Turns]:
-    shape = recognise(row, recipe(**settings))
-    assert shape is not None
-    return [[(m.role, m.content) for m in c.messages] for c in shape.read(row, recipe(**settings))]
+    row_format = recognise(row, recipe(**settings))
+    assert row_format is not None
+    conversations = row_format.read(row, recipe(**settings))
+    return [[(m.role, m.content) for m in c.messages] for c in conversations]
 
 
 def read(row: dict[str, Any], **settings: Any) -> Turns:
@@ -31,15 +31,15 @@ def read(row: dict[str, Any], **settings: Any) -> Turns:
 
 
 def name_of(row: dict[str, Any], **settings: Any) -> str | None:
-    shape = recognise(row, recipe(**settings))
-    return shape and shape.name
+    row_format = recognise(row, recipe(**settings))
+    return row_format and row_format.name
 
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_a_format_is_told_by_its_fields(name: str) -> None:
     row = SHAPES[name]("Why?", "Because.")
     assert name_of(row) == name
-    assert [(role, words.strip()) for role, words in read(row)] == [
+    assert [(role, text.strip()) for role, text in read(row)] == [
         ("user", "Why?"),
         ("assistant", "Because."),
     ]
@@ -61,8 +61,8 @@ def test_a_forced_format_wins_over_what_the_fields_say() -> None:
 @pytest.mark.parametrize("name", SHAPES)
 def test_a_forced_format_that_the_row_has_not_gives_no_words(name: str) -> None:
     row = Row("talk.jsonl:1", {"something": "else"})
-    found = Reading(iter([row]), recipe(format=name, skip_bad_rows=True), Counter())
-    assert not any(message.content for c in found for message in c.messages)
+    conversations, _ = read_rows([row], format=name, skip_bad_rows=True)
+    assert not any(message.content for c in conversations for message in c.messages)
 
 
 def test_an_unknown_format_name_lists_the_known_ones() -> None:
@@ -77,7 +77,7 @@ def test_rows_of_no_known_format_are_not_recognised(row: dict[str, Any]) -> None
     assert name_of(row) is None
 
 
-# Guanaco: markers in one text.
+# --- Guanaco: markers in one text ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_rows_of_no_known_format_are_not_recognised(row: dict[str, Any]) -> None
     ids=["joined", "spaces", "newlines", "no space after"],
 )
 def test_guanaco_markers_with_and_without_white_space_around(text: str) -> None:
-    assert [(role, words.strip()) for role, words in read({"text": text})] == [
+    assert [(role, content.strip()) for role, content in read({"text": text})] == [
         ("user", "Why?"),
         ("assistant", "Because."),
         ("user", "Oh."),
@@ -125,7 +125,7 @@ def test_text_before_the_first_guanaco_marker_is_a_bad_row() -> None:
         read({"text": "A chat.### Human: Hi### Assistant: Hello"})
 
 
-# One question and one answer in columns.
+# --- one question and one answer in columns ----------------------------------------------------
 
 
 def test_openorca_with_a_system_prompt() -> None:
@@ -173,9 +173,9 @@ def test_prompt_and_completion_as_message_lists() -> None:
     assert read(row) == [("system", "Be."), ("user", "Why?"), ("assistant", "So.")]
 
 
-@pytest.mark.parametrize(("value", "words"), [(7, "7"), (2.5, "2.5"), (None, "")])
-def test_numbers_are_words_and_null_is_empty(value: object, words: str) -> None:
-    assert read({"question": "How many?", "answer": value})[1] == ("assistant", words)
+@pytest.mark.parametrize(("value", "text"), [(7, "7"), (2.5, "2.5"), (None, "")])
+def test_numbers_become_text_and_null_is_empty(value: object, text: str) -> None:
+    assert read({"question": "How many?", "answer": value})[1] == ("assistant", text)
 
 
 @pytest.mark.parametrize("value", [True, {"text": "x"}, ["x"]])
@@ -189,7 +189,7 @@ def test_half_a_character_is_a_bad_row() -> None:
         read({"question": "Why?", "answer": "\ud83d"})
 
 
-# Lists of turns.
+# --- lists of turns ----------------------------------------------------------------------------
 
 
 def test_messages_with_system_and_several_turns() -> None:
@@ -229,7 +229,7 @@ def test_sharegpt_speakers(speaker: str, role: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("turn", "why"),
+    ("turn", "reason"),
     [
         ({"role": "tool", "content": "x"}, "unknown role 'tool'"),
         ({"content": "x"}, "without 'role' and 'content'"),
@@ -238,12 +238,12 @@ def test_sharegpt_speakers(speaker: str, role: str) -> None:
         ({"role": None, "content": "x"}, "unknown role None"),
     ],
 )
-def test_a_turn_that_cannot_be_told_is_a_bad_row(turn: object, why: str) -> None:
-    with pytest.raises(BadRow, match=why):
+def test_a_turn_that_cannot_be_read_is_a_bad_row(turn: object, reason: str) -> None:
+    with pytest.raises(BadRow, match=reason):
         read({"messages": [turn]})
 
 
-# Open-Assistant trees.
+# --- Open-Assistant trees ----------------------------------------------------------------------
 
 
 def node(role: str, text: str, *replies: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -278,7 +278,7 @@ def test_the_best_path_of_a_tree_follows_the_ranks() -> None:
 
 
 def test_every_path_of_a_tree_ends_in_a_reply() -> None:
-    paths = [[words for _, words in turns] for turns in read_all(TREE, tree_paths="all")]
+    paths = [[text for _, text in turns] for turns in read_all(TREE, tree_paths="all")]
     assert paths == [
         ["Q", "worse"],
         ["Q", "best"],
@@ -315,17 +315,17 @@ def test_replies_that_are_null_are_none() -> None:
     ],
     ids=["empty", "no text", "role", "reply of words", "replies object", "number", "rank of words"],
 )
-def test_a_tree_that_cannot_be_told_is_a_bad_row(prompt: dict[str, Any]) -> None:
+def test_a_tree_that_cannot_be_read_is_a_bad_row(prompt: dict[str, Any]) -> None:
     with pytest.raises(BadRow):
         read_all({"prompt": prompt})
 
 
-# Columns of one's own.
+# --- columns named by the recipe ---------------------------------------------------------------
 
 COLUMNS = {"system": "who", "user": "ask", "assistant": "tell"}
 
 
-def test_columns_of_ones_own() -> None:
+def test_columns_named_by_the_recipe() -> None:
     row = {"who": "Be.", "ask": "Why?", "tell": "So.", "messages": []}
     assert name_of(row, columns=COLUMNS) == "columns"
     assert read(row, columns=COLUMNS) == [("system", "Be."), ("user", "Why?"), ("assistant", "So.")]
@@ -348,7 +348,7 @@ def test_a_mapping_needs_question_and_answer(absent: str) -> None:
         name_of({"ask": "Why?"}, columns=columns)
 
 
-# Reading rows after one another.
+# --- many rows ---------------------------------------------------------------------------------
 
 
 def rows_of(*shapes: str) -> list[Row]:
@@ -357,18 +357,22 @@ def rows_of(*shapes: str) -> list[Row]:
     ]
 
 
+def read_rows(rows: list[Row], **settings: Any) -> tuple[list[Conversation], Tally]:
+    tally = Tally()
+    return list(read_conversations(iter(rows), recipe(**settings), tally)), tally
+
+
 @pytest.mark.parametrize("name", SHAPES)
-def test_a_reading_says_which_format_it_recognised(name: str) -> None:
-    reading = Reading(iter(rows_of(name, name)), recipe(), Counter())
-    assert reading.format == "none"
-    assert len(list(reading)) == 2
-    assert (reading.format, reading.rows) == (name, 2)
+def test_the_recognised_format_and_the_rows_are_counted(name: str) -> None:
+    assert Tally().format == "none"
+    conversations, tally = read_rows(rows_of(name, name))
+    assert len(conversations) == 2
+    assert (tally.format, tally.rows) == (name, 2)
 
 
 def test_mixed_shapes_show_both_rows() -> None:
-    reading = Reading(iter(rows_of("alpaca", "alpaca", "dolly")), recipe(), Counter())
     with pytest.raises(DataError) as refused:
-        list(reading)
+        read_rows(rows_of("alpaca", "alpaca", "dolly"))
     text = str(refused.value)
     assert text.startswith("talk.jsonl:3: mixed shapes: this row is dolly")
     assert '"instruction": "Q3"' in text
@@ -378,15 +382,13 @@ def test_mixed_shapes_show_both_rows() -> None:
 
 def test_bad_rows_are_counted_when_they_may_be_skipped() -> None:
     rows = [*rows_of("alpaca", "dolly", "alpaca"), Row("talk.jsonl:4", {}, "broken JSON")]
-    dropped: Counter[str] = Counter()
-    reading = Reading(iter(rows), recipe(skip_bad_rows=True), dropped)
-    assert [c.opening for c in reading] == ["Q1", "Q3"]
-    assert (reading.rows, dropped["bad_row"]) == (4, 2)
+    conversations, tally = read_rows(rows, skip_bad_rows=True)
+    assert [c.opening for c in conversations] == ["Q1", "Q3"]
+    assert (tally.rows, tally.dropped["bad_row"]) == (4, 2)
 
 
 def test_a_tree_counts_each_of_its_conversations_as_a_row() -> None:
     rows = [Row("trees.jsonl:1", TREE), Row("trees.jsonl:2", {"prompt": node("prompter", "Q")})]
-    dropped: Counter[str] = Counter()
-    reading = Reading(iter(rows), recipe(tree_paths="all"), dropped)
-    assert len(list(reading)) == 4
-    assert (reading.rows, +dropped) == (5, Counter(no_assistant_turn=1))
+    conversations, tally = read_rows(rows, tree_paths="all")
+    assert len(conversations) == 4
+    assert (tally.rows, tally.dropped) == (5, {"no_assistant_turn": 1})

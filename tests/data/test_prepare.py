@@ -1,10 +1,9 @@
-"""prepare(): what reaches the model, on which side, kept once, and written whole or not at all."""
+"""Tests for prepare(): tokens and labels, the split, the cache, the output and the verb."""
 
 import functools
 import json
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from chattune.base import starter_folder
+from chattune.base import find_base
 from chattune.conversation import Conversation
 from chattune.data import Prepared, prepare
 from chattune.data.report import DataReport
@@ -25,6 +24,7 @@ from rows import (
     END,
     IGNORED,
     SHAPES,
+    base_with,
     exchanges,
     lines,
     load_once,
@@ -39,7 +39,7 @@ from rows import write as write_file
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache that no other test has filled."""
+    """Set an empty cache folder, which does not exist yet, and load each tokenizer once."""
     folder = tmp_path / "cache"
     monkeypatch.setenv("CHATTUNE_CACHE", str(folder))
     monkeypatch.setattr(Template, "load", load_once)
@@ -50,7 +50,7 @@ def files_below(folder: Path) -> set[str]:
     return {str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file()}
 
 
-# What reaches the model.
+# --- tokens and labels -------------------------------------------------------------------------
 
 AWKWARD = [
     ("Plain question?", "Plain answer."),
@@ -96,14 +96,14 @@ def test_words_that_spell_the_end_token_end_nothing(tmp_path: Path) -> None:
     source = write_rows(tmp_path / "talk.jsonl", [SHAPES["alpaca"](q, a) for q, a in AWKWARD])
     end = template().tokenizer.eos_token_id
     for row in prepare(recipe_for(source)).train:
-        assert row["input_ids"].count(end) == 3  # before either turn, and after the reply
+        assert row["input_ids"].count(end) == 3  # one before each turn, one after the reply
         assert row["labels"].count(end) == 1
         assert row["labels"][-1] == end
 
 
 def test_every_reply_of_a_conversation_is_learnt_and_ends(tmp_path: Path) -> None:
-    said = [("system", "s"), ("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
-    row = {"messages": [{"role": r, "content": w} for r, w in said]}
+    turns = [("system", "s"), ("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
+    row = {"messages": [{"role": r, "content": c} for r, c in turns]}
     prepared = prepare(recipe_for(write_rows(tmp_path / "talk.jsonl", [row, *talk(2)])))
     assert taught(prepared)[0] == f"b{END}d{END}"
 
@@ -115,7 +115,7 @@ def test_a_question_that_nobody_answered_is_not_learnt(tmp_path: Path) -> None:
     assert "And then" not in template().decode(prepared.train["input_ids"][0])
 
 
-def test_columns_of_ones_own_reach_the_model(tmp_path: Path) -> None:
+def test_columns_named_by_the_recipe_reach_the_model(tmp_path: Path) -> None:
     source = write_rows(tmp_path / "faq.csv", [{"ask": q, "tell": a} for q, a in exchanges(3)])
     columns = {"data.columns": {"user": "ask", "assistant": "tell"}}
     prepared = prepare(recipe_for(source, columns))
@@ -130,9 +130,7 @@ def test_what_is_cut_to_length_still_ends(tmp_path: Path) -> None:
     prepared = prepare(recipe_for(source, {"data.max_length": 64}))
     assert prepared.report.cut["conversations"] == 3
     assert all(len(ids) <= 64 for ids in prepared.train["input_ids"])
-    assert all(
-        re.fullmatch(rf"(This is .*\.){re.escape(END)}", words) for words in taught(prepared)
-    )
+    assert all(re.fullmatch(rf"(This is .*\.){re.escape(END)}", text) for text in taught(prepared))
 
 
 def test_a_length_above_the_bases_positions_is_refused(tmp_path: Path) -> None:
@@ -151,10 +149,10 @@ def test_rendered_gives_the_first_training_rows(tmp_path: Path) -> None:
     assert prepared.rendered(0) == []
 
 
-# Rows = kept + dropped, whatever the rows are.
+# --- rows == kept + dropped --------------------------------------------------------------------
 
 
-words = st.one_of(
+texts = st.one_of(
     st.text(max_size=8),
     st.sampled_from(
         ["", " ", "Yes.", "Yes!", "ok", "### Human: x", "### Steps", END, "long " * 40]
@@ -181,7 +179,7 @@ broken = st.sampled_from(
 )
 @given(shape=st.sampled_from(sorted(SHAPES)), data=st.data())
 def test_every_row_is_kept_or_dropped_under_a_reason(shape: str, data: st.DataObject) -> None:
-    row = st.builds(SHAPES[shape], words | wrong, words | wrong).map(lambda r: lines([r]).strip())
+    row = st.builds(SHAPES[shape], texts | wrong, texts | wrong).map(lambda r: lines([r]).strip())
     mixture = data.draw(st.lists(st.one_of(row, row, row, broken), max_size=12))
     near = data.draw(st.sampled_from(["drop", "keep"]))
     overlong = data.draw(st.sampled_from(["drop", "cut"]))
@@ -206,17 +204,17 @@ def test_every_row_is_kept_or_dropped_under_a_reason(shape: str, data: st.DataOb
     )
 
 
-# Which side a conversation is on.
+# --- the split ---------------------------------------------------------------------------------
 
 
 def sides(folder: Path, rows: list[dict[str, Any]], share: float) -> dict[str, str]:
-    """For each answer, the side that it is on."""
+    """Map each answer to its side of the split."""
     source = write_rows(folder / "talk.jsonl", rows)
     prepared = prepare(recipe_for(source, {"data.validation": share}))
-    on = {side: taught(prepared, side) for side in ("train", "validation")}
-    assert len(on["train"]) == prepared.report.train
-    assert len(on["validation"]) == prepared.report.validation
-    return {answer: side for side, answers in on.items() for answer in answers}
+    answers_of = {side: taught(prepared, side) for side in ("train", "validation")}
+    assert len(answers_of["train"]) == prepared.report.train
+    assert len(answers_of["validation"]) == prepared.report.validation
+    return {answer: side for side, answers in answers_of.items() for answer in answers}
 
 
 def test_a_conversation_keeps_its_side_when_others_come_and_go(tmp_path: Path) -> None:
@@ -241,9 +239,9 @@ def test_conversations_with_one_opening_question_share_a_side(tmp_path: Path) ->
     for i in range(40):
         for n, question in enumerate((f"What is {i}?", f"  what IS\n{i}? ")):
             rows.append(SHAPES["alpaca"](question, f"Answer {i}, way {n}."))
-        said = [("system", "Be."), ("user", f"What is {i}?"), ("assistant", f"Answer {i}, way 2.")]
-        said += [("user", f"Other {i}?"), ("assistant", "So.")]
-        rows.append({"messages": [{"role": r, "content": w} for r, w in said]})
+        turns = [("system", "Be."), ("user", f"What is {i}?"), ("assistant", f"Answer {i}, way 2.")]
+        turns += [("user", f"Other {i}?"), ("assistant", "So.")]
+        rows.append({"messages": [{"role": r, "content": c} for r, c in turns]})
     alpaca = sides(tmp_path, [r for r in rows if "messages" not in r], 0.4)
     messages = sides(tmp_path, [r for r in rows if "messages" in r], 0.4)
     assert set(alpaca.values()) == {"train", "validation"}
@@ -254,8 +252,8 @@ def test_conversations_with_one_opening_question_share_a_side(tmp_path: Path) ->
 
 
 def test_the_share_held_out_is_about_what_was_asked_for(tmp_path: Path) -> None:
-    on = sides(tmp_path, talk(600), 0.2)
-    assert 80 < list(on.values()).count("validation") < 160
+    sides_of_all = list(sides(tmp_path, talk(600), 0.2).values())
+    assert 80 < sides_of_all.count("validation") < 160
 
 
 def test_nothing_is_held_out_if_the_share_is_zero(tmp_path: Path) -> None:
@@ -276,18 +274,18 @@ def test_examples_are_from_training_where_nothing_is_held_out(tmp_path: Path) ->
     assert [c.opening for c in prepared.examples] == [q for q, _ in exchanges(5)]
 
 
-# Once for each content.
+# --- the cache ---------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def tokenised(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
-    """How often conversations were tokenised so far."""
+    """Return a function that counts the calls of Template.render_many so far."""
     calls: list[object] = []
-    whole = Template.render_many
+    render_many = Template.render_many
 
     def counted(self: Template, conversations: Any) -> Any:
         calls.append(self)
-        return whole(self, conversations)
+        return render_many(self, conversations)
 
     monkeypatch.setattr(Template, "render_many", counted)
     return lambda: len(calls)
@@ -366,17 +364,6 @@ def test_settings_that_do_not_touch_the_data_are_served_from_the_cache(
     assert tokenised() == before
 
 
-def base_with(folder: Path, change: Callable[[dict[str, Any]], None]) -> Path:
-    """The embedded base's tokenizer in a folder of its own, changed."""
-    folder.mkdir()
-    for name in ("config.json", "tokenizer_config.json", "tokenizer.json"):
-        shutil.copyfile(starter_folder() / name, folder / name)
-    tokenizer = json.loads((folder / "tokenizer.json").read_text("utf-8"))
-    change(tokenizer)
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), "utf-8")
-    return folder
-
-
 def test_another_tokenizer_is_prepared_anew(tmp_path: Path) -> None:
     source = write_rows(tmp_path / "talk.jsonl", talk(5))
     first = prepare(recipe_for(source))
@@ -396,6 +383,17 @@ def test_the_same_tokenizer_elsewhere_is_served_from_the_cache(tmp_path: Path) -
     assert table.stat().st_ino == before.st_ino
 
 
+def test_a_base_found_before_is_not_looked_up_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = find_base("starter", weights=False)
+    monkeypatch.delattr("chattune.data.find_base")
+    source = write_rows(tmp_path / "talk.jsonl", talk(3))
+    assert len(prepare(recipe_for(source), base=base).train) == 3
+    with pytest.raises(RecipeError, match=r"above the 512 positions of starter"):
+        prepare(recipe_for(source, {"data.max_length": 513}), base=base)
+
+
 def test_a_cache_that_lost_a_file_is_made_again(tmp_path: Path) -> None:
     recipe = recipe_for(write_rows(tmp_path / "talk.jsonl", talk(5)))
     folder = prepare(recipe).folder
@@ -403,9 +401,9 @@ def test_a_cache_that_lost_a_file_is_made_again(tmp_path: Path) -> None:
     assert len(prepare(recipe).train) == 5
 
 
-# What is written, and where.
+# --- the output folder -------------------------------------------------------------------------
 
-LAYOUT = {"report.json", "examples.json", "train.arrow", "validation.arrow"}
+LAYOUT = {"report.json", "examples.json", "prepared.json", "train.arrow", "validation.arrow"}
 
 
 def test_the_output_folder_holds_tables_report_and_examples(tmp_path: Path, cache: Path) -> None:
@@ -425,7 +423,7 @@ def test_an_empty_output_folder_is_filled(tmp_path: Path) -> None:
     assert files_below(tmp_path / "out") == LAYOUT
 
 
-def test_the_folder_one_stands_in_can_be_the_output(
+def test_the_current_folder_can_be_the_output(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = write_rows(tmp_path / "talk.jsonl", talk(3))
@@ -489,7 +487,7 @@ def test_a_failure_does_not_harm_what_the_cache_holds(tmp_path: Path, cache: Pat
     assert files_below(cache) == before
 
 
-# The command line.
+# --- the command line --------------------------------------------------------------------------
 
 Cli = Callable[..., Outcome]
 

@@ -1,13 +1,13 @@
-"""Real data sets, as people publish them; they are not part of the project, and may be absent."""
+"""Tests with published data sets, which are not part of the project; skipped where absent."""
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from chattune.data import prepare
-from chattune.data.reading import Reading
+from chattune.data.formats import read_conversations
+from chattune.data.report import Tally
 from chattune.data.sources import read_rows
 from chattune.errors import DataError
 from conftest import SHARED
@@ -22,7 +22,7 @@ FILES = {
     "alpaca_demo.json": ("alpaca", 999),
     "sharegpt_demo.json": ("sharegpt", 500),
 }
-SAMPLE = 300  # rows of a file that are tokenised, for speed; all rows are read
+SAMPLE = 300  # rows per file that are tokenised; more take too long
 
 
 def present(name: str) -> Path:
@@ -35,10 +35,10 @@ def present(name: str) -> Path:
 @pytest.mark.parametrize("name", FILES)
 def test_every_row_is_recognised(name: str) -> None:
     recipe = recipe_for(present(name)).data
-    reading = Reading(read_rows(recipe, 0), recipe, Counter())
-    count = sum(1 for _ in reading)
-    print(f"{name}: {reading.format}, {reading.rows} rows, {count} conversations")
-    assert (reading.format, reading.rows) == FILES[name]
+    tally = Tally()
+    count = sum(1 for _ in read_conversations(read_rows(recipe, 0), recipe, tally))
+    print(f"{name}: {tally.format}, {tally.rows} rows, {count} conversations")
+    assert (tally.format, tally.rows) == FILES[name]
 
 
 def check(source: Path, fields: dict[str, Any], shape: str, output: Path) -> None:

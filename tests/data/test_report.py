@@ -1,4 +1,4 @@
-"""The report adds up, survives its file, and shows what was learnt and what was left out."""
+"""Tests for the report: its counts add up, are written and read, and shown in a terminal."""
 
 import dataclasses
 import io
@@ -51,7 +51,7 @@ def test_a_report_that_does_not_add_up_is_refused(wrong: dict[str, Any]) -> None
 
 
 @pytest.mark.parametrize(
-    "words",
+    "text",
     [
         "talk.jsonl (recognised as messages)",
         "1,250 = 1,200 kept + 50 dropped (duplicate 30, empty_turn 20)",
@@ -63,8 +63,8 @@ def test_a_report_that_does_not_add_up_is_refused(wrong: dict[str, Any]) -> None
         "en 75%, de 25%",
     ],
 )
-def test_the_table_shows_every_count(words: str) -> None:
-    assert words in shown(REPORT)
+def test_the_table_shows_every_count(text: str) -> None:
+    assert text in shown(REPORT)
 
 
 def test_the_table_says_when_nothing_was_dropped() -> None:
@@ -105,14 +105,14 @@ def test_languages_most_common_first() -> None:
 
 
 def test_the_mask_marks_the_reply_and_its_end_token_and_nothing_else() -> None:
-    talked = Conversation.of(
+    conversation = Conversation.of(
         ("system", "Be kind."),
         ("user", "Hi [bold]there[/bold]"),
         ("assistant", "Hello!"),
         ("user", "Bye"),
         ("assistant", "See you."),
     )
-    rendered = template().render(talked)
+    rendered = template().render(conversation)
     group = as_mask([rendered], template())
     assert isinstance(group, Group)
     (text,) = group.renderables
@@ -155,6 +155,6 @@ def test_the_report_counts_what_was_prepared(tmp_path: Path) -> None:
     ids = prepared.train["input_ids"]
     assert report.tokens == sum(map(len, ids))
     answers = [a for _, a in exchanges(4)] + ["b.", "d."]
-    assert report.supervised_tokens == sum(len(template().words(a)) + 1 for a in answers)
+    assert report.supervised_tokens == sum(len(template().encode(a)) + 1 for a in answers)
     assert report.length_quantiles["100%"] == max(map(len, ids))
     assert sum(report.languages.values()) == 5

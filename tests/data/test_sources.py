@@ -1,4 +1,4 @@
-"""Rows come out of every kind of file alike, and a sample is fair and small."""
+"""Tests for sources: every kind of file gives the same rows, and samples are uniform."""
 
 import json
 import tracemalloc
@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from chattune.data import files
-from chattune.data.rows import Row
-from chattune.data.sources import fingerprint, read_rows
+from chattune.data.formats import Row
+from chattune.data.sources import read_rows, source_hash
 from chattune.errors import DataError
 from chattune.recipe import DataRecipe
 from rows import lines, talk, write, write_rows
 
-# Whatever a file format could stumble over: quotes, separators, newlines, and other alphabets.
+# Text that file formats often get wrong: quotes, separators, newlines and other alphabets.
 AWKWARD = [
     {"question": "Plain?", "answer": "Yes."},
     {"question": 'A "quoted", word?', "answer": "One line,\nand\tanother.\r\nAnd a third."},
@@ -30,15 +30,15 @@ def read(source: object, *, rows: int | None = None, seed: int = 0) -> list[Row]
 
 
 def fields(source: object, *, rows: int | None = None, seed: int = 0) -> list[dict[str, object]]:
-    read_them = read(source, rows=rows, seed=seed)
-    assert [row.problem for row in read_them] == [None] * len(read_them)
-    return [row.fields for row in read_them]
+    all_rows = read(source, rows=rows, seed=seed)
+    assert [row.problem for row in all_rows] == [None] * len(all_rows)
+    return [row.fields for row in all_rows]
 
 
-@pytest.mark.parametrize("packed", ["", ".gz"])
+@pytest.mark.parametrize("gzipped", ["", ".gz"])
 @pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "tsv", "parquet"])
-def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path, kind: str, packed: str) -> None:
-    assert fields(write_rows(tmp_path / f"talk.{kind}{packed}", AWKWARD)) == AWKWARD
+def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path, kind: str, gzipped: str) -> None:
+    assert fields(write_rows(tmp_path / f"talk.{kind}{gzipped}", AWKWARD)) == AWKWARD
 
 
 def test_json_that_holds_lines_is_read_as_lines(tmp_path: Path) -> None:
@@ -120,9 +120,9 @@ def test_the_embedded_conversations_are_a_source() -> None:
         ("talk.parquet", "talk.parquet: row 2"),
     ],
 )
-def test_each_row_knows_where_it_stands(tmp_path: Path, name: str, second: str) -> None:
+def test_each_row_has_its_location(tmp_path: Path, name: str, second: str) -> None:
     path = write_rows(tmp_path / name, [{"question": "a", "answer": "b"}] * 2)
-    assert read(path)[1].where == str(tmp_path / second)
+    assert read(path)[1].location == str(tmp_path / second)
 
 
 def test_a_line_that_cannot_be_read_is_a_row_with_a_problem(tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_a_sample_holds_different_rows_in_the_order_read(tmp_path: Path) -> None
 def test_every_row_is_as_likely_in_a_sample(tmp_path: Path) -> None:
     path = numbered(tmp_path / "rows.jsonl", 10)
     times = Counter(n for seed in range(600) for n in sampled(path, 3, seed))
-    # 180 expected for each, with a standard deviation of 11.
+    # Each is expected 180 times, with a standard deviation of 11.
     assert all(135 < times[n] < 225 for n in range(10)), times
 
 
@@ -210,12 +210,12 @@ def test_rows_are_read_as_they_are_asked_for(tmp_path: Path) -> None:
         tracemalloc.stop()
 
 
-def test_the_fingerprint_follows_the_content(tmp_path: Path) -> None:
+def test_the_source_hash_follows_the_content(tmp_path: Path) -> None:
     path = numbered(tmp_path / "rows.jsonl", 5)
-    before = fingerprint(DataRecipe(source=str(path)))
-    assert fingerprint(DataRecipe(source=str(path))) == before
+    before = source_hash(DataRecipe(source=str(path)))
+    assert source_hash(DataRecipe(source=str(path))) == before
     numbered(path, 6)
-    assert fingerprint(DataRecipe(source=str(path))) != before
+    assert source_hash(DataRecipe(source=str(path))) != before
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Rows of local files: JSON Lines, JSON, CSV, TSV, Parquet, gzip of these, or a folder of them."""
+"""Readers of local files: JSON Lines, JSON, CSV, TSV, Parquet, gzip of these, or a folder."""
 
 import csv
 import gzip
@@ -13,43 +13,53 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from chattune.base import STARTER, starter_folder
-from chattune.data.rows import Row
+from chattune.data.formats import Row
 from chattune.errors import DataError
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
-MAX_LINE = 32 << 20  # a longer line is no conversation; it is refused without being read whole
-MAX_JSON = 512 << 20  # a JSON array has to be read whole
+MAX_LINE = 32 << 20  # bytes; a longer line is refused before it fills the memory
+MAX_JSON = 512 << 20  # bytes; a JSON array has to be read into memory as a whole
 STARTER_CONVERSATIONS = "conversations.jsonl"
+_READ_ERRORS = (OSError, EOFError, zlib.error)  # a damaged gzip file raises any of these
 
 
 def local_files(source: str) -> list[Path]:
-    """Files behind a local source, in the order they are read."""
+    """Return the files of a local source in the order in which they are read.
+
+    Raises DataError if there is none, or if the file is of an unknown kind.
+    """
     path = starter_folder() / STARTER_CONVERSATIONS if source == STARTER else Path(source)
     if path.is_dir():
         files = sorted(f for f in path.rglob("*") if f.is_file() and _suffix(f) in SUFFIXES)
         if not files:
-            raise DataError(f"{source}: holds no {', '.join(SUFFIXES)} file (or .gz of these)")
+            raise DataError(
+                f"{source}: holds no {', '.join(SUFFIXES)} file (or .gz of these); "
+                "choose another folder"
+            )
         return files
     if not path.exists():
-        raise DataError(f"{source}: no such file or folder, and not a Hub id such as org/data")
+        raise DataError(
+            f"{source}: no such file or folder, and not a Hub id such as org/data; check the name"
+        )
     if _suffix(path) not in SUFFIXES:
         raise DataError(f"{source}: unknown kind of file; known: {', '.join(SUFFIXES)}, .gz")
     return [path]
 
 
 def content_hash(source: str) -> str:
-    """SHA-256 over the files behind a local source. Raises DataError if one cannot be read."""
+    """Return a SHA-256 over the files of a local source.
+
+    Raises DataError if one of them cannot be read.
+    """
     digest = hashlib.sha256()
     for path in local_files(source):
         try:
             if _suffix(path) not in (".parquet", ".json"):
-                next(_lines(path), None)  # a monstrous line is refused before gigabytes are hashed
+                next(_lines(path), None)  # refuses a line above MAX_LINE before hashing it
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
-        except (OSError, EOFError, zlib.error) as error:
-            raise DataError(
-                f"{path}: cannot be read ({error}); make the file again, it may be damaged"
-            ) from error
+        except _READ_ERRORS as error:
+            raise _unreadable(path, error) from error
     return digest.hexdigest()
 
 
@@ -58,7 +68,10 @@ def _suffix(path: Path) -> str:
 
 
 def file_rows(path: Path) -> Iterator[Row]:
-    """Rows of one file. Raises DataError if it is damaged as a whole."""
+    """Yield the rows of one file.
+
+    A single bad line becomes a row with a problem; raises DataError if the file is damaged.
+    """
     suffix = _suffix(path)
     try:
         if suffix == ".parquet":
@@ -69,10 +82,12 @@ def file_rows(path: Path) -> Iterator[Row]:
             yield from _json_rows(path)
         else:
             yield from _jsonl_rows(path)
-    except (OSError, EOFError, zlib.error) as error:  # gzip raises all three for a damaged archive
-        raise DataError(
-            f"{path}: cannot be read ({error}); make the file again, it may be damaged"
-        ) from error
+    except _READ_ERRORS as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    return DataError(f"{path}: cannot be read ({error}); make the file again, it may be damaged")
 
 
 def _open(path: Path) -> BinaryIO:
@@ -81,7 +96,7 @@ def _open(path: Path) -> BinaryIO:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Numbered lines of bytes, without a byte-order mark; a monstrous one is refused half-read."""
+    """Yield numbered lines without a byte-order mark; raises DataError for one above MAX_LINE."""
     with _open(path) as file:
         for number in itertools.count(1):
             line = file.readline(MAX_LINE + 1)
@@ -89,8 +104,8 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 return
             if len(line) > MAX_LINE:
                 raise DataError(
-                    f"{path}:{number}: a line of over {MAX_LINE >> 20} MB; is it JSON Lines, one "
-                    "record a line?"
+                    f"{path}:{number}: a line of over {MAX_LINE >> 20} MB; is it JSON Lines, with "
+                    "one record per line?"
                 )
             yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
 
@@ -98,17 +113,17 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
 def _jsonl_rows(path: Path) -> Iterator[Row]:
     for number, line in _lines(path):
         if line.strip():
-            where = f"{path}:{number}"
+            location = f"{path}:{number}"
             try:
-                yield _row(where, json.loads(line.decode("utf-8")))
+                yield _row(location, json.loads(line.decode("utf-8")))
             except UnicodeDecodeError as error:
-                yield Row(where, {}, f"invalid UTF-8 at byte {error.start + 1} of the line")
+                yield Row(location, {}, f"invalid UTF-8 at byte {error.start + 1} of the line")
             except json.JSONDecodeError as error:
-                yield Row(where, {}, f"broken JSON ({error.msg} at column {error.colno})")
-            except ValueError as error:  # an integer of thousands of digits
-                yield Row(where, {}, f"JSON that cannot be read ({error})")
+                yield Row(location, {}, f"broken JSON ({error.msg} at column {error.colno})")
+            except ValueError as error:  # Python refuses integers of thousands of digits
+                yield Row(location, {}, f"JSON that cannot be read ({error})")
             except RecursionError:
-                yield Row(where, {}, "JSON nested too deeply")
+                yield Row(location, {}, "JSON nested too deeply")
 
 
 def _json_rows(path: Path) -> Iterator[Row]:
@@ -126,8 +141,8 @@ def _json_rows(path: Path) -> Iterator[Row]:
             f"{path}:{error.lineno}: broken JSON ({error.msg} at column {error.colno}); mend it"
         ) from error
     except (ValueError, RecursionError) as error:
-        why = "nested too deeply" if isinstance(error, RecursionError) else error
-        raise DataError(f"{path}: JSON that cannot be read ({why}); mend it") from error
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise DataError(f"{path}: JSON that cannot be read ({reason}); mend it") from error
     for i, record in enumerate(records, 1):
         yield _row(f"{path}: record {i}", record)
 
@@ -150,18 +165,19 @@ def _csv_rows(path: Path, delimiter: str) -> Iterator[Row]:
     csv.field_size_limit(min(sys.maxsize, MAX_LINE))
     reader = csv.DictReader(text(), delimiter=delimiter, strict=True)
     while True:
-        first = reader.line_num + 1 if reader.line_num else 2
+        first_line = reader.line_num + 1 if reader.line_num else 2
         try:
             fields = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            raise DataError(f"{path}:{first}: broken CSV ({error}); mend the row") from error
-        where = f"{path}:{reader.line_num}"
-        if None in fields or None in fields.values():
-            yield Row(where, {}, f"not {len(reader.fieldnames or [])} columns as in the first line")
+            raise DataError(f"{path}:{first_line}: broken CSV ({error}); mend the row") from error
+        location = f"{path}:{reader.line_num}"
+        if None in fields or None in fields.values():  # more or fewer values than columns
+            columns = len(reader.fieldnames or [])
+            yield Row(location, {}, f"not {columns} columns as in the first line")
         else:
-            yield Row(where, fields)
+            yield Row(location, fields)
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
@@ -184,7 +200,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
         ) from error
 
 
-def _row(where: str, record: Any) -> Row:
+def _row(location: str, record: Any) -> Row:
     if isinstance(record, dict):
-        return Row(where, record)
-    return Row(where, {}, f"expected an object with named fields, not {type(record).__name__}")
+        return Row(location, record)
+    return Row(location, {}, f"expected an object with named fields, not {type(record).__name__}")

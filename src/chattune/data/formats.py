@@ -1,19 +1,34 @@
-"""Which shape rows have, told by their fields, and how each becomes conversations."""
+"""The formats of rows: each is recognised by its fields and turned into conversations."""
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from chattune.conversation import Conversation, Message, Role
-from chattune.data.rows import Fields
+from chattune.data.report import Tally
 from chattune.errors import BadRow, DataError
 from chattune.recipe import DataRecipe
+
+Fields = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One record of a data source, or the problem that kept it from being read."""
+
+    location: str  # such as `talk.jsonl:3`
+    fields: Fields
+    problem: str | None = None
 
 
 @dataclass(frozen=True)
 class Format:
-    """A shape of rows: how to know it, and how to read a row of it."""
+    """A format of rows: a test that recognises it and a reader of its rows.
+
+    `fields` describes the columns in error messages; `read` raises BadRow.
+    """
 
     name: str
     fields: str
@@ -21,8 +36,72 @@ class Format:
     read: Callable[[Fields, DataRecipe], list[Conversation]]
 
 
-def recognise(row: Fields, recipe: DataRecipe) -> Format | None:
-    """The format that the recipe names, its own column mapping, or the first that matches."""
+def read_conversations(
+    rows: Iterator[Row], recipe: DataRecipe, tally: Tally
+) -> Iterator[Conversation]:
+    """Yield the conversations of rows that all have one format; update `tally`.
+
+    A row that cannot be used is counted as bad_row with `recipe.skip_bad_rows`, else it raises
+    DataError with its location.
+    """
+    first: tuple[Row, Format] | None = None
+    for row in rows:
+        try:
+            row_format = _format_of(row, recipe)
+            first = first or (row, row_format)
+            tally.format = first[1].name
+            _refuse_mixed(row, row_format, *first)
+            conversations = row_format.read(row.fields, recipe)
+        except BadRow as problem:
+            if not recipe.skip_bad_rows:
+                raise DataError(
+                    f"{row.location}: {problem}; mend it, or pass --skip-bad-rows to count and "
+                    "leave out such rows"
+                ) from None
+            tally.rows += 1
+            tally.dropped["bad_row"] += 1
+            continue
+        tally.rows += max(1, len(conversations))
+        if not conversations:
+            tally.dropped["no_assistant_turn"] += 1
+        yield from conversations
+
+
+def _format_of(row: Row, recipe: DataRecipe) -> Format:
+    if row.problem:
+        raise BadRow(row.problem)
+    row_format = recognise(row.fields, recipe)
+    if row_format is None:
+        known = "; ".join(f"{f.name} ({f.fields})" for f in FORMATS)
+        raise BadRow(
+            f"unknown fields ({_excerpt(row)}); known formats: {known}; or name your columns with "
+            "--set data.columns='{user: ..., assistant: ...}'"
+        )
+    return row_format
+
+
+def _refuse_mixed(row: Row, row_format: Format, first: Row, first_format: Format) -> None:
+    if row_format.name != first_format.name:
+        raise BadRow(
+            f"mixed shapes: this row is {row_format.name} ({_excerpt(row)}), but {first.location} "
+            f"is {first_format.name} ({_excerpt(first)}); convert them to one format"
+        )
+
+
+def _excerpt(row: Row) -> str:
+    """Return the start of a row as JSON on one line, for an error message."""
+    text = json.dumps(row.fields, ensure_ascii=False, default=str)
+    # JSON leaves some characters as they are at which terminals break a line, such as U+2028.
+    text = "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
+    return text if len(text) <= 120 else text[:117] + "..."
+
+
+def recognise(fields: Fields, recipe: DataRecipe) -> Format | None:
+    """Return the format of a row, or None if no known format has its fields.
+
+    `recipe.columns` wins over `recipe.format`, and both over what the fields look like. Raises
+    DataError if the recipe names an unknown format or an incomplete mapping of columns.
+    """
     if recipe.columns is not None:
         return _mapped(recipe.columns)
     if recipe.format != "auto":
@@ -33,12 +112,7 @@ def recognise(row: Fields, recipe: DataRecipe) -> Format | None:
                 + ", ".join(f.name for f in FORMATS)
             )
         return named[0]
-    return next((f for f in FORMATS if f.matches(row)), None)
-
-
-def known_fields() -> str:
-    """The formats and their fields, for an error message."""
-    return "; ".join(f"{f.name} ({f.fields})" for f in FORMATS)
+    return next((f for f in FORMATS if f.matches(fields)), None)
 
 
 _GUANACO = re.compile(r"\s*(?<!#)### (Human|Assistant|System):[ \t]*")
@@ -51,19 +125,19 @@ _SPEAKERS: dict[str, Role] = {
 
 
 def _guanaco(row: Fields, _: DataRecipe) -> list[Conversation]:
-    """`### Human: Hi### Assistant: Hello`: only these two markers (and System) begin a turn.
+    """Read `### Human: Hi### Assistant: Hello` (and `### System:`).
 
-    A reply's own Markdown headings (`### Steps`) stay words.
+    Other Markdown headings in a reply, such as `### Steps`, stay part of the reply.
     """
     before, *rest = _GUANACO.split(_text(row, "text"))
     if before.strip():
         raise BadRow("text before the first ### Human:")
     turns = zip(rest[::2], rest[1::2], strict=True)
-    return [Conversation.of(*((_GUANACO_ROLES[marker], words) for marker, words in turns))]
+    return [Conversation.of(*((_GUANACO_ROLES[marker], text) for marker, text in turns))]
 
 
 def _columns(system: str | None, user: tuple[str, ...], assistant: str) -> Callable[..., Any]:
-    """A reader for one question and one answer a row; `user` columns are joined."""
+    """Make a reader of rows with one question and one answer; `user` columns are joined."""
 
     def read(row: Fields, _: DataRecipe) -> list[Conversation]:
         question = "\n\n".join(filter(str.strip, (_text(row, name) for name in user)))
@@ -78,7 +152,9 @@ def _columns(system: str | None, user: tuple[str, ...], assistant: str) -> Calla
 def _mapped(columns: Any) -> Format:
     missing = {"user", "assistant"} - set(columns)
     if missing:
-        raise DataError(f"data.columns: {', '.join(sorted(missing))} missing; name their columns")
+        raise DataError(
+            f"data.columns: {', '.join(sorted(missing))} missing; name the column of each"
+        )
     read = _columns(columns.get("system"), (columns["user"],), columns["assistant"])
 
     def checked(row: Fields, recipe: DataRecipe) -> list[Conversation]:
@@ -91,9 +167,9 @@ def _mapped(columns: Any) -> Format:
     return Format("columns", ", ".join(columns.values()), lambda row: True, checked)
 
 
-def _messages(field: str, role_key: str, words_key: str) -> Callable[..., Any]:
+def _messages(field: str, role_key: str, text_key: str) -> Callable[..., Any]:
     def read(row: Fields, _: DataRecipe) -> list[Conversation]:
-        return [Conversation(tuple(_turns(row.get(field), role_key, words_key)))]
+        return [Conversation(tuple(_turns(row.get(field), role_key, text_key)))]
 
     return read
 
@@ -107,25 +183,26 @@ def _prompt_completion(row: Fields, recipe: DataRecipe) -> list[Conversation]:
     return conversations
 
 
-def _turns(turns: Any, role_key: str, words_key: str) -> Iterator[Message]:
+def _turns(turns: Any, role_key: str, text_key: str) -> Iterator[Message]:
     if not isinstance(turns, list):
         raise BadRow(f"expected a list of turns, not {type(turns).__name__}")
     for turn in turns:
-        if not isinstance(turn, dict) or role_key not in turn or words_key not in turn:
-            raise BadRow(f"a turn without {role_key!r} and {words_key!r}")
+        if not isinstance(turn, dict) or role_key not in turn or text_key not in turn:
+            raise BadRow(f"a turn without {role_key!r} and {text_key!r}")
         role = _SPEAKERS.get(str(turn[role_key]).lower())
         if role is None:
             raise BadRow(f"unknown role {turn[role_key]!r:.80}")
-        yield Message(role, _words(turn[words_key], words_key))
+        yield Message(role, _as_text(turn[text_key], text_key))
 
 
 def _oasst_tree(row: Fields, recipe: DataRecipe) -> list[Conversation]:
-    """Paths from the root question down an Open-Assistant tree, each ending in a reply.
+    """Read the paths of an Open-Assistant tree from its root question to a reply.
 
-    Best: at every turn the child of the lowest rank (0 is best), then the first. All: every leaf.
+    With `tree_paths: best` this is one path, which follows the child of the lowest rank (0 is
+    best; the first child if none has a rank); with `all` it is one path per leaf.
     """
     paths = _paths(row.get("prompt"), best=recipe.tree_paths == "best")
-    # Leaves that are questions leave the path that ends before them, which siblings share.
+    # A path that ends in a question is cut before it; siblings then give the same path once.
     trimmed = {tuple(p[:-1] if p[-1].role == "user" else p): None for p in paths}
     return [Conversation(path) for path in trimmed if path]
 
@@ -136,28 +213,31 @@ def _paths(node: Any, *, best: bool) -> Iterator[list[Message]]:
     role = _SPEAKERS.get(str(node["role"]).lower())
     if role is None:
         raise BadRow(f"unknown role {node['role']!r:.80}")
-    here = Message(role, _words(node["text"], "text"))
+    message = Message(role, _as_text(node["text"], "text"))
     replies = node.get("replies") or []
     if not isinstance(replies, list) or not all(isinstance(r, dict) for r in replies):
-        raise BadRow("a tree node whose replies are no list of nodes")
+        raise BadRow("a tree node whose replies are not a list of nodes")
     if not all(isinstance(r.get("rank"), int | float | None) for r in replies):
-        raise BadRow("a tree node whose rank is no number")
+        raise BadRow("a tree node whose rank is not a number")
     replies = [r for r in replies if not r.get("deleted")]
     if not replies:
-        yield [here]
+        yield [message]
     if best:
         replies = sorted(replies, key=lambda r: (r.get("rank") is None, r.get("rank") or 0))[:1]
     for reply in replies:
         for path in _paths(reply, best=best):
-            yield [here, *path]
+            yield [message, *path]
 
 
 def _text(row: Fields, name: str) -> str:
-    return _words(row.get(name), name)
+    return _as_text(row.get(name), name)
 
 
-def _words(value: Any, name: str) -> str:
-    """Text of a field: strings, numbers, and lists of text parts; null is empty."""
+def _as_text(value: Any, name: str) -> str:
+    """Return a field's value as text: a string, a number or a list of text parts; null is empty.
+
+    Raises BadRow for other types and for text that is not valid Unicode.
+    """
     if value is None:
         return ""
     if isinstance(value, int | float) and not isinstance(value, bool):

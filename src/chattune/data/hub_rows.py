@@ -1,4 +1,4 @@
-"""Rows of a data set on the Hub: fetched whole and compared with its hashes, or streamed."""
+"""The reader of Hub data sets: files are downloaded and compared with hashes, or streamed."""
 
 import glob
 import itertools
@@ -9,38 +9,41 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from chattune import hub
-from chattune.data.rows import Row
+from chattune.data.formats import Row
 from chattune.errors import DataError, HubError, HubNotFound, HubUnreachable, first_line
 from chattune.recipe import DataRecipe
 
-MAX_FETCHED = 512 << 20  # bytes of a Hub data set that are fetched for a mere sample of it
+MAX_FETCHED = 512 << 20  # bytes; a sample of a larger data set is streamed
 _SHUFFLE_BUFFER = 10_000
-_STREAMING_RETRIES = 2  # each comes after five of the Hub client's own, 23 seconds in all
+_STREAMING_RETRIES = 2  # each follows five retries of the Hub's client; 23 seconds in all
 
 log = logging.getLogger(__name__)
 
 
 def hub_commit(source: str) -> str | None:
-    """The commit that the data set's main branch has, or had when the Hub was reached last."""
+    """Return the commit of the data set's main branch, or its last known one without a network.
+
+    Returns None if the Hub has no such data set, or was never reached for it.
+    """
     import huggingface_hub
 
     try:
         with hub.plain_errors():
             return str(huggingface_hub.HfApi().dataset_info(source, timeout=10).sha)
     except HubNotFound:
-        return None  # reading it will say so
+        return None  # hub_rows raises the error
     except HubError:
-        if commit := hub.last_commit(source, "dataset"):
-            log.info("%s: the Hub cannot be reached; taking it as it was last", source)
+        if commit := hub.cached_commit(source, "dataset"):
+            log.info("%s: the Hub cannot be reached; using the last known version", source)
         return commit
 
 
 def hub_rows(recipe: DataRecipe, seed: int) -> Iterator[Row]:
-    """Rows of a Hub data set: of files that were compared with the Hub's hashes, or streamed.
+    """Yield the rows of a Hub data set from downloaded files, compared with the Hub's hashes.
 
-    Only a sample of a data set of over MAX_FETCHED bytes is streamed. No file is seen whole then,
-    so no hash can be compared: a broken connection, gzip and most of Parquet's damage are noticed,
-    a flipped bit in JSON, CSV or uncompressed Parquet is not.
+    A sample of a data set above MAX_FETCHED bytes is streamed instead. No file is read as a whole
+    then, so no hash can be compared: a broken connection, damaged gzip and most damage in Parquet
+    are noticed, but a flipped bit in JSON, CSV or uncompressed Parquet is not. Raises DataError.
     """
     import datasets
     from datasets.exceptions import DatasetNotFoundError, DatasetsError
@@ -64,9 +67,9 @@ def hub_rows(recipe: DataRecipe, seed: int) -> Iterator[Row]:
         ) from error
     except HubUnreachable as error:
         raise DataError(
-            f"{source}: not on this machine and the Hub cannot be reached; where there is a "
-            f"network run `hf download --repo-type dataset {source} --local-dir FOLDER`, and give "
-            "the folder"
+            f"{source}: not on this machine, and the Hub cannot be reached; on a machine with a "
+            f"network, run `hf download --repo-type dataset {source} --local-dir FOLDER`, and give "
+            "that folder"
         ) from error
     except HubError as error:
         raise DataError(f"{source}: {error}") from error
@@ -87,7 +90,7 @@ def _builder(source: str, commit: str) -> Any:
 
 
 def _hub_files(builder: Any) -> list[str]:
-    """Paths in the repository of a configuration's files; none where the Hub was not reached."""
+    """Return the repository paths of a builder's files; none if the Hub was not reached."""
     urls = itertools.chain.from_iterable((builder.config.data_files or {}).values())
     return [url.partition("@")[2].partition("/")[2] for url in urls if url.startswith("hf://")]
 
@@ -102,7 +105,7 @@ def _hub_size(source: str, commit: str, files: list[str]) -> int:
 
 
 def _fetched_rows(builder: Any, recipe: DataRecipe, seed: int) -> Iterator[Row]:
-    """All rows, memory-mapped, or a uniform sample of them, in their order."""
+    """Yield all rows from a memory-mapped table, or a uniform sample of them in order."""
     builder.download_and_prepare()
     data = builder.as_dataset(split=recipe.split)
     chosen: Iterable[int] = range(len(data))
@@ -113,13 +116,13 @@ def _fetched_rows(builder: Any, recipe: DataRecipe, seed: int) -> Iterator[Row]:
 
 
 def _streamed_rows(builder: Any, recipe: DataRecipe, seed: int) -> Iterator[Row]:
-    """A sample: row groups (or files) in a random order, and rows shuffled within a buffer.
+    """Yield a sample: row groups (or files) in random order, and rows shuffled in a buffer.
 
-    Less even than a uniform sample, but little more than the buffer comes down.
+    It is less even than a uniform sample, but little more than the buffer is downloaded.
     """
     import datasets
 
-    datasets.config.STREAMING_READ_MAX_RETRIES = _STREAMING_RETRIES  # of 20: ten minutes
+    datasets.config.STREAMING_READ_MAX_RETRIES = _STREAMING_RETRIES  # the default 20 take 10 min
     datasets.config.STREAMING_OPEN_MAX_RETRIES = _STREAMING_RETRIES
     data = builder.as_streaming_dataset(split=recipe.split).reshard()
     data = data.shuffle(seed=seed, buffer_size=_SHUFFLE_BUFFER).take(recipe.rows)

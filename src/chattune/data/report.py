@@ -1,8 +1,8 @@
-"""The data report: what was read, what was kept and why not, and how it looks in tokens."""
+"""The counts of one preparation: collected by Tally, kept in DataReport, shown in a terminal."""
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,17 @@ from chattune.conversation import Conversation
 from chattune.template import Rendered, Template
 
 _QUANTILES = (0, 0.25, 0.5, 0.75, 0.95, 1)
+_MAX_EXAMPLES = 16
+_LANGUAGE_SAMPLE = 500  # training conversations whose language is detected
 
 
 @dataclass(frozen=True)
 class DataReport:
-    """Counts of one preparation. `rows == kept + sum(dropped.values())`, always."""
+    """Counts of one preparation; `rows == kept + sum(dropped.values())` always holds.
+
+    `length_quantiles` are in tokens, `turns` maps replies per conversation to conversations, and
+    `fingerprint` is the hash of source, settings and tokenizer.
+    """
 
     source: str
     format: str
@@ -43,22 +49,83 @@ class DataReport:
             raise AssertionError(f"{self.kept} kept, but {self.train} + {self.validation}")
 
     def to_json(self) -> dict[str, Any]:
-        """A plain dictionary."""
+        """Return the report as a dictionary that can be written as JSON."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "DataReport":
-        """The inverse of `to_json`, after a trip through JSON."""
+        """Build a report from parsed JSON, whose object keys are always strings."""
         return cls(**{**values, "turns": {int(k): v for k, v in values["turns"].items()}})
 
 
+@dataclass
+class Tally:
+    """Running counts that the steps from row to training example update in place.
+
+    `rows` counts conversations read and rows that gave none, so that `rows == kept + dropped`
+    also holds for trees, which hold several conversations each.
+    """
+
+    format: str = "none"
+    rows: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    cut: dict[str, int] = field(
+        default_factory=lambda: {"conversations": 0, "tokens": 0, "replies": 0}
+    )
+    lengths: Counter[int] = field(default_factory=Counter)
+    supervised: int = 0
+    turns: Counter[int] = field(default_factory=Counter)
+    validation: int = 0
+    held_out: list[Conversation] = field(default_factory=list)
+    trained: list[Conversation] = field(default_factory=list)
+
+    def add(self, conversation: Conversation, rendered: Rendered, held_out: bool) -> None:
+        """Count one kept conversation."""
+        self.lengths[len(rendered.ids)] += 1
+        self.supervised += sum(rendered.supervised)
+        self.turns[conversation.roles.count("assistant")] += 1
+        self.validation += held_out
+        if held_out and len(self.held_out) < _MAX_EXAMPLES:
+            self.held_out.append(conversation)
+        elif not held_out and len(self.trained) < _LANGUAGE_SAMPLE:
+            self.trained.append(conversation)
+
+    @property
+    def examples(self) -> list[Conversation]:
+        """A few held-out conversations, or training ones if nothing is held out."""
+        return self.held_out or self.trained[:_MAX_EXAMPLES]
+
+    def report(self, source: str, cache_key: str) -> DataReport:
+        """Return the report of everything counted so far."""
+        lengths = list(self.lengths.elements())
+        return DataReport(
+            source=source,
+            format=self.format,
+            rows=self.rows,
+            kept=len(lengths),
+            dropped={reason: n for reason, n in sorted(self.dropped.items()) if n},
+            train=len(lengths) - self.validation,
+            validation=self.validation,
+            tokens=sum(lengths),
+            supervised_tokens=self.supervised,
+            cut=self.cut,
+            turns=dict(sorted(self.turns.items())),
+            length_quantiles=length_quantiles(lengths) if lengths else {},
+            languages=languages(self.trained + self.held_out),
+            fingerprint=cache_key,
+        )
+
+
 def length_quantiles(lengths: Sequence[int]) -> dict[str, int]:
-    """Quantiles of conversation lengths in tokens."""
+    """Compute quantiles of conversation lengths in tokens, keyed by percentage."""
     return {f"{q:.0%}": int(np.quantile(lengths, q)) for q in _QUANTILES}
 
 
 def languages(conversations: Sequence[Conversation]) -> dict[str, int]:
-    """Languages as langid tells them (Lui and Baldwin 2012), most common first."""
+    """Count the conversations of each language, most common first.
+
+    The language is detected with langid (Lui and Baldwin 2012).
+    """
     import py3langid
 
     texts = [" ".join(m.content for m in c.messages)[:1000] for c in conversations]
@@ -66,12 +133,12 @@ def languages(conversations: Sequence[Conversation]) -> dict[str, int]:
 
 
 def as_table(report: DataReport) -> RenderableType:
-    """The report for a terminal."""
+    """Lay the report out as a table for the terminal."""
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     table.add_row("source", f"{escape(report.source)} (recognised as {report.format})")
-    table.add_row("rows", f"{report.rows:,} = {report.kept:,} kept + {_lost(report.dropped)}")
+    table.add_row("rows", f"{report.rows:,} = {report.kept:,} kept + {_dropped(report.dropped)}")
     table.add_row("split", f"{report.train:,} train, {report.validation:,} validation")
     table.add_row(
         "tokens",
@@ -97,31 +164,32 @@ def as_table(report: DataReport) -> RenderableType:
 
 
 def as_mask(examples: Sequence[Rendered], template: Template) -> RenderableType:
-    """Examples with the supervised tokens in reverse green: what the model is taught to write."""
+    """Show examples for the terminal, with the supervised tokens on a green background."""
     shown: list[RenderableType] = []
     for n, example in enumerate(examples, 1):
-        taught = sum(example.supervised)
-        text = Text(f"example {n}: {len(example.ids)} tokens, {taught} supervised\n")
-        for ids, supervised in _stretches(example):
-            words = template.decode(ids, special=True)
-            text.append(words, style="black on green" if supervised else "dim")
+        count = sum(example.supervised)
+        text = Text(f"example {n}: {len(example.ids)} tokens, {count} supervised\n")
+        for ids, supervised in _spans(example):
+            decoded = template.decode(ids, special=True)
+            text.append(decoded, style="black on green" if supervised else "dim")
         shown.append(text)
     return Group(*shown)
 
 
-def _stretches(example: Rendered) -> list[tuple[list[int], bool]]:
-    stretches: list[tuple[list[int], bool]] = []
+def _spans(example: Rendered) -> list[tuple[list[int], bool]]:
+    """Split the ids into the longest spans that are supervised or not throughout."""
+    spans: list[tuple[list[int], bool]] = []
     for token, supervised in zip(example.ids, example.supervised, strict=True):
-        if not stretches or stretches[-1][1] != supervised:
-            stretches.append(([], supervised))
-        stretches[-1][0].append(token)
-    return stretches
+        if not spans or spans[-1][1] != supervised:
+            spans.append(([], supervised))
+        spans[-1][0].append(token)
+    return spans
 
 
 def named_counts(counts: dict[str, int]) -> str:
-    """`duplicate 3, empty_turn 1`."""
+    """Format counts for one line of text, such as `duplicate 3, empty_turn 1`."""
     return ", ".join(f"{name} {n:,}" for name, n in counts.items())
 
 
-def _lost(counts: dict[str, int]) -> str:
+def _dropped(counts: dict[str, int]) -> str:
     return f"{sum(counts.values()):,} dropped" + (f" ({named_counts(counts)})" if counts else "")

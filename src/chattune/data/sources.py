@@ -1,26 +1,24 @@
-"""Where rows come from: a file, a folder of files, the Hub, or the embedded conversations."""
+"""The sources of rows: a file, a folder of files, the Hub, or the embedded conversations."""
 
 import itertools
 import random
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from chattune import hub
 from chattune.base import STARTER
 from chattune.data.files import SUFFIXES, content_hash, file_rows, local_files
+from chattune.data.formats import Row
 from chattune.data.hub_rows import hub_commit, hub_rows
-from chattune.data.rows import Row
 from chattune.errors import DataError
 from chattune.recipe import DataRecipe
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-
 
 def read_rows(recipe: DataRecipe, seed: int) -> Iterator[Row]:
-    """Rows of the recipe's source, or a seeded sample of `recipe.rows` of them.
+    """Return the rows of the recipe's source, or a seeded sample of `recipe.rows` of them.
 
-    A sample needs memory for its own rows only. Raises DataError for a source that is missing,
-    empty or of no known kind; a row that cannot be read is yielded with its problem.
+    Only the rows of a sample are held in memory. A row that cannot be read is yielded with its
+    problem. Raises DataError if the source is missing, empty or of an unknown kind.
     """
     if _is_hub_id(recipe.source):
         rows = hub_rows(recipe, seed)
@@ -30,12 +28,12 @@ def read_rows(recipe: DataRecipe, seed: int) -> Iterator[Row]:
             rows = iter(_sample(rows, recipe.rows, seed))
     first = next(rows, None)
     if first is None:
-        raise DataError(f"{recipe.source}: empty, it holds no rows; give a file with conversations")
+        raise DataError(f"{recipe.source}: empty; give a source with conversations")
     return itertools.chain([first], rows)
 
 
-def fingerprint(recipe: DataRecipe) -> str | None:
-    """A hash of the source's content, or None where it cannot be told (Hub never reached)."""
+def source_hash(recipe: DataRecipe) -> str | None:
+    """Return a hash of the source's content, or None if a Hub data set's commit is unknown."""
     if _is_hub_id(recipe.source):
         return hub_commit(recipe.source)
     return content_hash(recipe.source)
@@ -46,13 +44,12 @@ def _is_hub_id(source: str) -> bool:
         source != STARTER
         and not Path(source).exists()
         and not source.endswith((*SUFFIXES, ".gz"))
-        and _HUB_ID.fullmatch(source) is not None
-        and not source.startswith(".")
+        and hub.is_hub_id(source, "dataset")
     )
 
 
 def _sample(rows: Iterator[Row], wanted: int, seed: int) -> list[Row]:
-    """A uniform sample in one pass (Vitter's Algorithm R, 1985), in the order read."""
+    """Draw a uniform sample in one pass (Vitter's Algorithm R, 1985); the order is kept."""
     rng = random.Random(seed)
     chosen: list[tuple[int, Row]] = []
     for i, row in enumerate(rows):
