@@ -1,4 +1,4 @@
-"""What the machine is, and why it is used as it is."""
+"""The description of the machine, the choice of bf16, and the measured rates."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from chattune import device as devices
-from chattune.device import find_device, host_memory, matmul_rate
+from chattune.device import find_device, host_memory, matmul_rate, read_rate
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def test_this_machine_is_described() -> None:
     assert device.name
     assert device.threads >= 1
     assert device.memory > 1 << 28
-    assert device.reasons["bf16"]
+    assert device.bf16_reason
     assert device.torch.type == device.kind
 
 
@@ -35,7 +35,7 @@ def test_without_an_accelerator_the_cpu_is_used(cpu_only: None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("amx", "avx512", "bf16", "why"),
+    ("amx", "avx512", "bf16", "reason"),
     [
         (True, True, True, "AMX"),
         (False, True, True, "AVX512"),
@@ -48,7 +48,7 @@ def test_a_cpu_computes_bf16_only_with_instructions_for_it(
     amx: bool,
     avx512: bool,
     bf16: bool,
-    why: str,
+    reason: str,
 ) -> None:
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512, raising=False)
@@ -56,7 +56,7 @@ def test_a_cpu_computes_bf16_only_with_instructions_for_it(
     device = find_device()
     assert device.bf16 is bf16
     assert device.base_dtype() == (torch.bfloat16 if bf16 else torch.float32)
-    assert why in device.reasons["bf16"]
+    assert reason in device.bf16_reason
 
 
 def test_bf16_that_is_no_faster_is_not_used(
@@ -66,7 +66,7 @@ def test_bf16_that_is_no_faster_is_not_used(
     monkeypatch.setattr(devices, "_bf16_gain", lambda: 1.1)
     device = find_device()
     assert device.bf16 is False
-    assert "1.1 times" in device.reasons["bf16"]
+    assert "1.1 times" in device.bf16_reason
 
 
 def test_an_older_torch_without_the_probes_computes_in_fp32(
@@ -90,7 +90,7 @@ def test_a_gpu_computes_bf16_where_it_does_so_natively(
     device = find_device()
     assert (device.kind, device.name, device.memory) == ("cuda", "A card", 8 << 30)
     assert device.bf16 is native
-    assert "bf16" in device.reasons["bf16"]
+    assert "bf16" in device.bf16_reason
 
 
 def test_apples_gpu_computes_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,5 +117,9 @@ def test_a_containers_limit_is_the_memory(
 
 
 def test_matrix_products_are_measured() -> None:
-    assert matmul_rate(bf16=False, size=64, seconds=0.01) > 1e6
-    assert matmul_rate(bf16=True, size=64, seconds=0.01) > 1e5
+    assert matmul_rate(bf16=False, shape=(64, 32, 16), seconds=0.01) > 1e6
+    assert matmul_rate(bf16=True, shape=(64, 64, 64), seconds=0.01) > 1e5
+
+
+def test_reading_is_measured() -> None:
+    assert read_rate(megabytes=1, seconds=0.01) > 1e7

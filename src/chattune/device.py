@@ -1,9 +1,10 @@
-"""What this machine is: device, dtype, threads, memory, and why each was chosen."""
+"""The machine that chattune runs on: its device, dtype and memory, and its measured rates."""
 
 import functools
 import os
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,18 +12,17 @@ if TYPE_CHECKING:
     import torch
     from torch import dtype
 
-# Of matmul_rate() that a training step on a CPU reaches, without and with bf16.
-TRAINING_SHARE = {False: 0.75, True: 0.55}
-_CLEARLY = 1.3  # below it, fp32's exactness is worth more
+_WORTHWHILE_GAIN = 1.3  # with a smaller one, the precision of fp32 is worth more than the time
 
 
 @dataclass(frozen=True)
 class Device:
-    """Where a model runs.
+    """The device that a model runs on.
 
-    `bf16` says whether it multiplies bf16 fast; the frozen base is then kept in bf16 while an
-    adapter is trained, adapter and optimiser in fp32. `memory` is in bytes: of the accelerator,
-    or else of the machine.
+    `kind` is "cuda", "mps" or "cpu". `bf16` says whether the device multiplies bf16 fast: then the
+    frozen base is kept in bf16 while an adapter is trained, and adapter and optimiser in fp32;
+    `bf16_reason` explains it to the user. `memory` is in bytes, of the accelerator if there is one
+    and else of the machine.
     """
 
     kind: str
@@ -30,102 +30,137 @@ class Device:
     bf16: bool
     threads: int
     memory: int
-    reasons: dict[str, str] = field(default_factory=dict)
+    bf16_reason: str = ""
 
     @property
     def torch(self) -> "torch.device":
-        """The torch device."""
+        """The device as a torch.device."""
         import torch
 
         return torch.device(self.kind)
 
     def base_dtype(self) -> "dtype":
-        """Of a frozen base's weights in training."""
+        """Return the dtype of a frozen base's weights in training."""
         import torch
 
         return torch.bfloat16 if self.bf16 else torch.float32
 
 
 def find_device() -> Device:
-    """CUDA, Apple MPS or the CPU, whichever is there, in that order."""
+    """Return the device to use: a CUDA GPU, else Apple's GPU, else the CPU."""
     import torch
 
-    threads = torch.get_num_threads()
-    if torch.cuda.is_available():
+    kind, threads = _kind(), torch.get_num_threads()
+    if kind == "cuda":
         properties = torch.cuda.get_device_properties(0)
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        why = "the GPU multiplies bf16 natively" if bf16 else "the GPU has no bf16 units"
-        return Device(
-            "cuda", properties.name, bf16, threads, properties.total_memory, {"bf16": why}
-        )
-    if torch.backends.mps.is_available():
-        why = "fp32 on MPS: its bf16 autocast is not verified here"
-        return Device("mps", "Apple GPU", False, threads, host_memory(), {"bf16": why})
-    bf16, why = _cpu_bf16()
-    return Device("cpu", _cpu_name(), bf16, threads, host_memory(), {"bf16": why})
+        reason = "the GPU multiplies bf16 natively" if bf16 else "the GPU has no bf16 units"
+        return Device(kind, properties.name, bf16, threads, properties.total_memory, reason)
+    if kind == "mps":
+        reason = "bf16 on Apple's GPU has not been verified"
+        return Device(kind, "Apple GPU", False, threads, host_memory(), reason)
+    bf16, reason = _cpu_bf16()
+    return Device(kind, _cpu_name(), bf16, threads, host_memory(), reason)
 
 
 def host_memory() -> int:
-    """Bytes of memory this process may use: the machine's, or its container's limit."""
+    """Return the bytes of memory that this process may use: the machine's or its container's."""
     import psutil
 
     total = int(psutil.virtual_memory().total)
     for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         try:
             total = min(total, int(Path(limit).read_text()))
-        except (OSError, ValueError):  # not Linux, or "max"
+        except (OSError, ValueError):  # another system than Linux, or the text "max"
             continue
     return total
 
 
-def matmul_rate(bf16: bool, size: int = 1024, seconds: float = 0.3) -> float:
-    """Multiply-add rate of this machine's matrix products, in FLOP/s (measured, not looked up)."""
+def matmul_rate(
+    bf16: bool, shape: tuple[int, int, int] | None = None, seconds: float = 0.3
+) -> float:
+    """Measure the rate of matrix products on this machine's device, in FLOP/s.
+
+    `shape` is (rows, inner, columns). By default all three are 1024, and 8192 on a CUDA GPU, where
+    a small product ends before the next one is launched.
+    """
     import torch
 
-    kind = "cuda" if torch.cuda.is_available() else "cpu"
-    kind = "mps" if kind == "cpu" and torch.backends.mps.is_available() else kind
-    dtype = torch.bfloat16 if bf16 else torch.float32
-    if kind == "cuda":
-        size *= 8  # a small one is over before the next is asked for
-    a, b = (torch.randn(size, size, device=kind, dtype=dtype) for _ in range(2))
-    (a @ b).sum().item()
-    done, started = 0, time.perf_counter()
-    while (spent := time.perf_counter() - started) < seconds:
-        (a @ b).sum().item()
-        done += 1
-    return done * 2 * size**3 / spent
+    kind, dtype = _kind(), torch.bfloat16 if bf16 else torch.float32
+    rows, inner, columns = shape or ((8192 if kind == "cuda" else 1024),) * 3
+    a = torch.randn(rows, inner, device=kind, dtype=dtype)
+    b = torch.randn(inner, columns, device=kind, dtype=dtype)
+    out = torch.empty(rows, columns, device=kind, dtype=dtype)
+    return 2 * rows * inner * columns / _seconds_a_call(lambda: torch.mm(a, b, out=out), seconds)
 
 
 def read_rate(megabytes: int = 256, seconds: float = 0.3) -> float:
-    """Bytes/s at which this machine reads memory (measured): what bounds decoding on a CPU."""
+    """Measure the rate of reading memory, of a CUDA GPU or else of the machine, in bytes/s.
+
+    It bounds decoding on a CPU. `megabytes` must be far more than the caches hold.
+    """
     import torch
 
     kind = "cuda" if torch.cuda.is_available() else "cpu"
-    big = torch.ones(megabytes << 17, dtype=torch.int64, device=kind)
-    big.sum().item()
-    done, started = 0, time.perf_counter()
-    while (spent := time.perf_counter() - started) < seconds:
-        big.sum().item()
-        done += 1
-    return done * big.nbytes / spent
+    numbers = torch.ones(megabytes << 17, dtype=torch.int64, device=kind)
+    return numbers.nbytes / _seconds_a_call(numbers.sum, seconds)
+
+
+def synchronize() -> None:
+    """Wait until the accelerator, if there is one, has finished its work."""
+    import torch
+
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+
+
+def _seconds_a_call(call: Callable[[], object], seconds: float) -> float:
+    """Return the mean time of a call, measured for about `seconds` after a warm-up."""
+    call()
+    synchronize()
+    started = time.perf_counter()
+    call()
+    synchronize()
+    # A GPU is waited for after several calls only, because each wait leaves it idle for a moment.
+    calls_a_wait = max(1, int(seconds / 20 / (time.perf_counter() - started)))
+    calls, started = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - started) < seconds:
+        for _ in range(calls_a_wait):
+            call()
+        synchronize()
+        calls += calls_a_wait
+    return elapsed / calls
+
+
+def _kind() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def _cpu_bf16() -> tuple[bool, str]:
-    """Only where it is clearly faster: emulated bf16 is slower than fp32 by a hundred times."""
+    """Return whether to use bf16 on the CPU, and why: it must be measurably faster than fp32.
+
+    Without instructions for it, PyTorch emulates bf16, which is a hundred times slower than fp32.
+    """
     import torch
 
     for probe, name in (("_is_amx_tile_supported", "AMX"), ("_is_avx512_bf16_supported", "AVX512")):
-        supported = getattr(torch.cpu, probe, None)
-        if supported is None or not supported():
-            continue
-        why = f"with {name} the CPU multiplies bf16 {_bf16_gain():.1f} times as fast as fp32"
-        return _bf16_gain() > _CLEARLY, why
+        is_supported = getattr(torch.cpu, probe, None)  # private, so it may disappear
+        if is_supported is not None and is_supported():
+            gain = _bf16_gain()
+            reason = f"with {name} the CPU multiplies bf16 {gain:.1f} times as fast as fp32"
+            return gain > _WORTHWHILE_GAIN, reason
     return False, "the CPU has no bf16 instructions"
 
 
 @functools.cache
 def _bf16_gain() -> float:
-    return matmul_rate(True, 512, 0.05) / matmul_rate(False, 512, 0.05)
+    """Measure how many times as fast as fp32 this CPU multiplies bf16."""
+    bf16, fp32 = (matmul_rate(dtype, (512, 512, 512), 0.05) for dtype in (True, False))
+    return bf16 / fp32
 
 
 def _cpu_name() -> str:
@@ -135,6 +170,6 @@ def _cpu_name() -> str:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
-    except OSError:  # not Linux
+    except OSError:  # another system than Linux
         pass
     return platform.processor() or platform.machine() or f"{os.cpu_count()} cores"

@@ -1,4 +1,4 @@
-"""The study's own recipe on GPT-Neo-125M's exact shape (random weights) and real Guanaco rows."""
+"""The study's recipe on a base of GPT-Neo-125M's shape (random weights) and real Guanaco rows."""
 
 import os
 from pathlib import Path
@@ -23,8 +23,8 @@ def gpt_neo_125m(tmp_path_factory: pytest.TempPathFactory) -> Path:
         attention_types=[[["global", "local"], 6]], bos_token_id=50256, eos_token_id=50256,
     )  # fmt: skip
     GPTNeoForCausalLM(config).save_pretrained(folder)
-    words = SHARED / "tokenizer-gpt2"
-    tokenizer = GPT2TokenizerFast(str(words / "vocab.json"), str(words / "merges.txt"))
+    files = SHARED / "tokenizer-gpt2"
+    tokenizer = GPT2TokenizerFast(str(files / "vocab.json"), str(files / "merges.txt"))
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -33,11 +33,11 @@ def gpt_neo_125m(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_studys_recipe_trains_two_steps_and_resumes(
     gpt_neo_125m: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As shipped but for the length of a step: 4 conversations instead of 16, to save a minute."""
+    """The recipe is the shipped one with 4 conversations a step, not 16, to save a minute."""
     import torch
 
-    torch.set_num_threads(os.cpu_count() or 1)  # unlike the tiny models
-    monkeypatch.setattr("chattune.tuning._SAMPLE_TOKENS", 4)
+    torch.set_num_threads(os.cpu_count() or 1)  # unlike a tiny model, this one gains by threads
+    monkeypatch.setattr("chattune.tuning.planning._SAMPLE_TOKENS", 4)
     changes = {
         "base": str(gpt_neo_125m),
         "data.source": str(SHARED / "guanaco.jsonl"),

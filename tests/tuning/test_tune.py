@@ -1,10 +1,12 @@
-"""tune(): what lies in a run folder, and that a stopped run goes on as if it had not been."""
+"""tune(): the content of a run folder, refusals, and resuming as if nothing had happened."""
 
 import json
 import math
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,23 +30,23 @@ from conftest import TALK, Outcome, write_talk
 
 
 def in_fp32() -> Device:
-    """This machine's device without bf16 autocast, whose rounding hides what is compared here."""
+    """Return this machine's device without bf16, whose rounding would hide small differences."""
     return replace(find_device(), bf16=False)
 
 
 @pytest.fixture(autouse=True)
 def _quick_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No long samples and no reloading in a fresh process: test_export and the fixture do both."""
+    """Write short samples and skip the fresh process, which test_export and `run` start."""
     monkeypatch.setattr("chattune.tuning.verify_run", lambda *_: 0.0)
-    monkeypatch.setattr("chattune.tuning._SAMPLE_TOKENS", 4)
-    monkeypatch.setattr("chattune.tuning.find_device", in_fp32)
+    monkeypatch.setattr("chattune.tuning.planning._SAMPLE_TOKENS", 4)
+    monkeypatch.setattr("chattune.tuning.planning.find_device", in_fp32)
 
 
 GREEDY = Decoding(temperature=0, max_new_tokens=40)
 
 
 def recipe(base: Path, data: Path, **changes: Any) -> Recipe:
-    """A short run on a tiny base; `changes` are dotted fields with __ for the dot."""
+    """Return a recipe of few steps; `changes` are dotted fields with __ for the dot."""
     tree: dict[str, Any] = {
         "base": str(base),
         "data": {
@@ -80,11 +82,11 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def run(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """One finished run that the tests below only read."""
+    """A finished run that tests only read."""
     folder = tmp_path_factory.mktemp("runs")
     data = write_talk(folder / "talk.jsonl", [(f"{q} ({i})", a) for i in range(8) for q, a in TALK])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("chattune.tuning.find_device", in_fp32)
+        patch.setattr("chattune.tuning.planning.find_device", in_fp32)
         base = Path(shutil.copytree(tiny_base, folder / "base"))
         (base / "generation_config.json").write_text('{"temperature": 0.5, "eos_token_id": 0}')
         return tune(recipe(base, data, data__validation=0.25), folder / "run")
@@ -116,7 +118,7 @@ def test_samples_set_the_base_beside_the_tuned_model(run: Run) -> None:
 
 
 def test_validation_loss_is_the_mean_over_supervised_tokens(run: Run) -> None:
-    """The best checkpoint's loss, computed again with transformers' own logits and loss."""
+    """The best checkpoint's loss is computed again with transformers' own logits and loss."""
     import torch
 
     from chattune.data import prepare
@@ -143,7 +145,7 @@ def test_other_tools_load_the_run_folder(run: Run) -> None:
         [{"role": "user", "content": "Hi"}], add_generation_prompt=True, return_tensors="pt"
     )["input_ids"]
     assert model(ids).logits.shape[-1] == model.config.vocab_size
-    assert tokenizer.pad_token is None  # none was, and none is made up
+    assert tokenizer.pad_token is None  # the base has none, and tuning saves none
 
 
 def test_conversations_learned_by_heart_are_answered_word_for_word(
@@ -220,7 +222,7 @@ def test_a_finished_run_has_nothing_to_go_on_with(run: Run) -> None:
 def test_batch_and_accumulation_make_one_step(
     tiny_base: Path, talk_file: Path, tmp_path: Path
 ) -> None:
-    """4 x 1 and 2 x 2 conversations are the same step; only rounding differs."""
+    """4 x 1, 2 x 2 and 1 x 4 conversations are the same step, to rounding."""
     runs = [
         tune(
             recipe(
@@ -242,7 +244,7 @@ def test_recomputing_activations_changes_nothing_but_memory(
     plain = recipe(tiny_base, talk_file)
     a = adapter(tune(plain, tmp_path / "plain"))
     small = replace(in_fp32(), memory=1 << 20)
-    monkeypatch.setattr("chattune.tuning.find_device", lambda: small)
+    monkeypatch.setattr("chattune.tuning.planning.find_device", lambda: small)
     assert plan(plain).estimate.checkpointing
     b = adapter(tune(plain, tmp_path / "recomputed"))
     assert all(a[k].allclose(b[k], atol=1e-6) for k in a)
@@ -261,7 +263,7 @@ def test_a_damaged_base_leaves_no_folder_behind(
 
 
 def test_early_stopping_and_best_adapter(tiny_base: Path, tmp_path: Path) -> None:
-    """A rate that wrecks the model: once a validation is worse, the best is what is kept."""
+    """With a ruinous learning rate the run stops after a worse validation and keeps the best."""
     data = write_talk(
         tmp_path / "talk.jsonl", [(f"{q} ({i})", a) for i in range(8) for q, a in TALK]
     )
@@ -323,17 +325,23 @@ def test_all_is_refused_before_anything_is_written(
     tiny_base: Path, talk_file: Path, tmp_path: Path, run: Run
 ) -> None:
     target = tmp_path / "run"
-    for wrong, said in [
+    for wrong, message in [
         (recipe(tiny_base, talk_file, data__max_length=256), "128 positions"),
         (recipe(tiny_base, talk_file, lora__targets=["q_prj"]), "did you mean q_proj"),
     ]:
-        with pytest.raises(RecipeError, match=said):
+        with pytest.raises(RecipeError, match=message):
             tune(wrong, target)
         assert not target.exists()
     with pytest.raises(RunError, match="already holds a run"):
         tune(recipe(tiny_base, talk_file), run.folder)
     with pytest.raises(OutputError, match="cannot be written to"):
         tune(recipe(tiny_base, talk_file), talk_file / "run")
+
+
+def test_the_stage_is_imported_without_torch() -> None:
+    """The command line imports it before it reads the recipe, so a wrong one is refused at once."""
+    script = "import sys, chattune.tuning; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
 def test_dry_run_says_what_would_be_done(
@@ -344,8 +352,8 @@ def test_dry_run_says_what_would_be_done(
         "--output", tmp_path / "run", "--dry-run",
     )  # fmt: skip
     assert outcome.code == 0
-    for said in ("memory: about", "time: about", "device: ", "dtype: ", "passes over the data"):
-        assert said in outcome.out
+    for part in ("memory: about", "time: about", "device: ", "dtype: ", "passes over the data"):
+        assert part in outcome.out
     assert not (tmp_path / "run").exists()
 
 
@@ -358,8 +366,8 @@ def test_a_run_stopped_after_its_last_step_is_only_finished(
     def interrupted(_: Path) -> Run:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as stopped:
-        stopped.setattr("chattune.tuning.runs.seal", interrupted)
+    with monkeypatch.context() as patch:
+        patch.setattr("chattune.tuning.runs.seal", interrupted)
         with pytest.raises(KeyboardInterrupt):
             tune(plain, tmp_path / "run")
     resumed = tune(plain, tmp_path / "run", resume=True)
@@ -458,7 +466,7 @@ def test_patience_is_counted_on_over_a_stop(tiny_base: Path, tmp_path: Path) -> 
 def test_patience_needs_something_to_lose_it_over(
     tiny_base: Path, talk_file: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(RecipeError, match=r"training\.patience: nothing is held out"):
+    with pytest.raises(RecipeError, match=r"training\.patience: no conversation is held out"):
         tune(recipe(tiny_base, talk_file, training__patience=1), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -511,10 +519,12 @@ def test_a_base_without_attention_can_be_planned(
 def test_bf16_trains_alike(
     tiny_base: Path, talk_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where a machine has it; weights and adapter stay in fp32."""
+    """Training with the base in bf16 has nearly the losses of fp32; the adapter stays in fp32."""
     plain = recipe(tiny_base, talk_file, lora__dropout=0)
     fp32 = tune(plain, tmp_path / "fp32")
-    monkeypatch.setattr("chattune.tuning.find_device", lambda: replace(find_device(), bf16=True))
+    monkeypatch.setattr(
+        "chattune.tuning.planning.find_device", lambda: replace(find_device(), bf16=True)
+    )
     bf16 = tune(plain, tmp_path / "bf16")
     assert bf16.facts["device"]["bf16"]
     losses = [[m["loss"] for m in metrics(run.folder)] for run in (fp32, bf16)]

@@ -28,7 +28,7 @@ _TILE_COLUMNS = 768
 # weight, 127, it is still below 2^31.
 _MAX_ABSOLUTE_SUM = np.float32(1.6e7)
 
-# Rows up to which our kernel is faster than PyTorch's product in a dtype (measured on Zen 3 and 4).
+# Rows up to which our kernel is faster than PyTorch's product in a dtype.
 _FEW_ROWS = {torch.bfloat16: 16, torch.float32: 32}
 
 

@@ -1,7 +1,7 @@
-"""How a step's conversations are laid out in forward passes: end to end, nothing padded.
+"""The layout of a step's conversations: laid end to end in packs, without padding.
 
-A step's gradient is the mean over all its supervised tokens however it is cut, so the layout
-decides nothing but the time.
+A step's gradient is the mean over all its supervised tokens however they are cut into packs, so the
+layout changes the time and the memory, and not the result.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,9 +13,10 @@ from chattune.template import IGNORED_LABEL
 
 
 def collate(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A step's conversations end to end: input_ids and labels (1, tokens), and their lengths.
+    """Lay a step's conversations end to end.
 
-    A conversation's first token follows nothing, so it is never a target.
+    Returns `input_ids` and `labels` (1, tokens), and `lengths`, the conversations' numbers of
+    tokens. A conversation's first token follows nothing, so its label is ignored.
     """
     ids = torch.cat([torch.as_tensor(row["input_ids"]) for row in rows])
     labels = torch.cat([torch.as_tensor(row["labels"]) for row in rows])
@@ -27,7 +28,10 @@ def collate(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def passes(
     batch: Mapping[str, Any], budget: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, list[int]]]:
-    """What `collate` made, cut into packs: ids and labels (1, tokens), and lengths, of each."""
+    """Cut the result of `collate` into packs of at most `budget` tokens.
+
+    Yields the ids and labels of each pack, (1, tokens), and the lengths of its conversations.
+    """
     lengths = batch["lengths"]
     ids, labels = (batch[k].split(lengths, dim=1) for k in ("input_ids", "labels"))
     for pack in packs(lengths, budget):
@@ -39,15 +43,16 @@ def passes(
 
 
 def packs(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Indices of conversations, in as few packs of at most `budget` tokens as fit, alike in size.
+    """Return the indices of conversations in as few packs of at most `budget` tokens as possible.
 
-    The longest go first, each into the emptiest pack. A conversation longer than the budget makes
-    a pack alone.
+    The packs have about the same size: the longest conversations go first, each into the emptiest
+    pack. A conversation that is longer than the budget is a pack of its own.
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     alone = [[i] for i in order if lengths[i] >= budget]
     order = order[len(alone) :]
-    for count in range(-(-sum(lengths[i] for i in order) // max(1, budget)), len(order) + 1):
+    fewest = -(-sum(lengths[i] for i in order) // max(1, budget))
+    for count in range(fewest, len(order) + 1):
         filled: list[list[int]] = [[] for _ in range(count)]
         sizes = [0] * count
         for i in order:
@@ -56,4 +61,4 @@ def packs(lengths: Sequence[int], budget: int) -> list[list[int]]:
             sizes[emptiest] += lengths[i]
         if all(size <= budget for size in sizes):
             return alone + filled
-    raise AssertionError("one conversation a pack fits")
+    raise AssertionError("packs of one conversation always fit")

@@ -1,27 +1,32 @@
-"""What a run will take: memory and time, before it starts."""
+"""The memory and time that a run will take, estimated before it starts."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from chattune.device import TRAINING_SHARE, Device, matmul_rate
-from chattune.models.lora import linear_modules
+from chattune.cost import TRAINING_SHARE, matrix_weights, training_operations
+from chattune.device import Device, matmul_rate
 from chattune.recipe import Recipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Values kept for the backward pass, per token, layer and hidden unit: inputs of the norms, of the
-# adapted modules and of the GELU (GPT-Neo: 10; gated layers more), and what an allocator loses;
-# per token, head and key: a probability.
-_VALUES_A_UNIT = 16
-_ROOM = 0.8  # share of the memory that a run may take
-# Tokens in a pack: beyond it nothing is gained, for the matrices are large enough.
-_ENOUGH = {"cpu": 640, "mps": 4096, "cuda": 16384}
+# Values that a forward pass keeps for the backward pass, for each token, layer and hidden unit: the
+# inputs of norms, adapted modules and GELU (10 in GPT-Neo, more with gated layers), and what an
+# allocator loses.
+_VALUES_PER_UNIT = 16
+_LIBRARY_BYTES = 1 << 30  # PyTorch and everything else that is not the model
+_MEMORY_SHARE = 0.8  # the share of the memory that a run may take
+# Tokens of a pack, above which the matrices are so large that more gain no speed.
+_ENOUGH_TOKENS = {"cpu": 640, "mps": 4096, "cuda": 16384}
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes and seconds a run needs, and how it fits: tokens in a pack, activations recomputed."""
+    """The memory in bytes and the time in seconds that a run takes, and how it is made to fit.
+
+    `parameters` counts the base's and `trainable` the adapter's. A pack has at most `token_budget`
+    tokens. With `checkpointing`, activations are recomputed in the backward pass.
+    """
 
     parameters: int
     trainable: int
@@ -36,50 +41,41 @@ def estimate(
     shape: "PreTrainedModel",
     device: Device,
     *,
-    steps: int,
-    tokens_a_row: float,
+    trainable: int,
+    tokens: float,
     supervised: float,
 ) -> Estimate:
-    """Estimate from the model's shape; the time from a short measurement of this machine.
+    """Estimate a run from the model's shape and a short measurement of this machine.
 
-    `supervised` is the share of tokens that the loss covers.
+    `shape` is the model without weights, `trainable` the number of the adapter's weights. The run
+    trains on `tokens` tokens in all, and its loss covers `supervised` of them.
     """
+    config, longest = shape.config.get_text_config(), recipe.data.max_length
+    item_bytes = device.base_dtype().itemsize
     parameters = sum(p.numel() for p in shape.parameters())
-    trainable = _trainable(recipe, shape)
-    size = device.base_dtype().itemsize
-    fixed = size * parameters + 16 * trainable + (1 << 30)  # base, adapter with AdamW, libraries
-    a_token, config = _bytes_a_token(recipe, shape, size), shape.config.get_text_config()
-    # All of the memory, not what is free now: a run that goes on later must cut its steps alike.
-    room = int(_ROOM * device.memory - fixed)
-    checkpointing = room < recipe.data.max_length * a_token
-    if checkpointing:  # a layer's input stays, and the layer that is being computed
-        a_token = 2 * a_token // config.num_hidden_layers + size * config.hidden_size
-    budget = min(_ENOUGH[device.kind], max(room // a_token, recipe.data.max_length))
-    embedding = shape.get_input_embeddings().weight.numel()
-    # Forward and input gradients of frozen weights: 4 FLOP a token each; with recomputing 6.
-    # The output layer only where a token is supervised.
-    flop = (6 if checkpointing else 4) * (parameters - embedding + supervised * embedding)
-    tokens = steps * recipe.training.batch_size * recipe.training.accumulation * tokens_a_row
-    seconds = tokens * flop / (matmul_rate(device.bf16) * TRAINING_SHARE[device.bf16])
-    needed = fixed + max(budget, recipe.data.max_length) * a_token
-    return Estimate(parameters, trainable, int(needed), budget, checkpointing, seconds)
+    # An adapter's weight, its gradient and AdamW's two moments are 16 bytes in fp32.
+    fixed = item_bytes * parameters + 16 * trainable + _LIBRARY_BYTES
+    token_bytes = _activation_bytes(shape, longest, item_bytes)
+    # Counted from all memory, not from what is free now, because a run that is resumed later must
+    # cut its steps alike.
+    free = int(_MEMORY_SHARE * device.memory - fixed)
+    checkpointing = free < longest * token_bytes
+    if checkpointing:  # only each layer's input is kept, and the activations of one layer
+        token_bytes = 2 * token_bytes // config.num_hidden_layers + item_bytes * config.hidden_size
+    token_budget = min(_ENOUGH_TOKENS[device.kind], max(free // token_bytes, longest))
+    memory = int(fixed + max(token_budget, longest) * token_bytes)
+
+    operations = training_operations(
+        *matrix_weights(shape), tokens=tokens, supervised=supervised, recomputed=checkpointing
+    )
+    seconds = operations / (matmul_rate(device.bf16) * TRAINING_SHARE[device.bf16])
+    return Estimate(parameters, trainable, memory, token_budget, checkpointing, seconds)
 
 
-def _bytes_a_token(recipe: Recipe, shape: "PreTrainedModel", size: int) -> int:
-    """Activations that a forward pass keeps for the backward pass."""
+def _activation_bytes(shape: "PreTrainedModel", longest: int, item_bytes: int) -> int:
+    """Return the bytes per token that a forward pass keeps for the backward pass."""
     config = shape.config.get_text_config()
     heads = getattr(config, "num_attention_heads", 0)  # a state-space model has none
-    probabilities = heads * recipe.data.max_length  # a local layer's: fewer
-    units = _VALUES_A_UNIT * config.hidden_size + probabilities
-    return int(config.num_hidden_layers * units * size)
-
-
-def _trainable(recipe: Recipe, shape: "PreTrainedModel") -> int:
-    wanted = recipe.lora.targets
-    names = set(linear_modules(shape)) if wanted == "all-linear" else set(wanted)
-    output = shape.get_output_embeddings()
-    return sum(
-        recipe.lora.rank * sum(module.weight.shape)
-        for name, module in shape.named_modules()
-        if name.rpartition(".")[2] in names and module is not output
-    )
+    probabilities = heads * longest  # an upper bound: a layer with a window keeps fewer
+    values = _VALUES_PER_UNIT * config.hidden_size + probabilities
+    return int(config.num_hidden_layers * values * item_bytes)

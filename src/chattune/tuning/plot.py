@@ -1,4 +1,4 @@
-"""The loss of a run as a picture, from its metrics."""
+"""The plot of a run's loss."""
 
 import io
 import json
@@ -8,23 +8,23 @@ from chattune.run import METRICS
 
 
 def loss_plot(folder: Path) -> bytes:
-    """A PNG of training and validation loss against steps."""
+    """Return a PNG of training and validation loss by step, read from metrics.jsonl."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     lines = [json.loads(line) for line in (folder / METRICS).read_text("utf-8").splitlines()]
-    training = [(x["step"], x["loss"]) for x in lines if "loss" in x]
-    validation = [(x["step"], x["validation_loss"]) for x in lines if "validation_loss" in x]
+    training = [(m["step"], m["loss"]) for m in lines if "loss" in m]
+    validation = [(m["step"], m["validation_loss"]) for m in lines if "validation_loss" in m]
     figure = Figure(figsize=(7, 4), layout="constrained")
-    FigureCanvasAgg(figure)
+    FigureCanvasAgg(figure)  # draws without pyplot and its global state
     axes = figure.add_subplot()
     axes.plot(*zip(*training, strict=True), color="#9db4c0", linewidth=1, label="training")
     if validation:
         axes.plot(*zip(*validation, strict=True), color="#c8553d", marker="o", label="validation")
     axes.set_xlabel("step")
-    axes.set_ylabel("loss (nats a supervised token)")
+    axes.set_ylabel("loss (nats per supervised token)")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=110)
-    return picture.getvalue()
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=110)
+    return png.getvalue()

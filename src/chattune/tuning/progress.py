@@ -1,4 +1,4 @@
-"""What a person sees while a model is tuned."""
+"""The progress of a training: the protocol of a watcher, and a bar for the terminal."""
 
 from typing import Protocol
 
@@ -15,39 +15,39 @@ from rich.progress import (
 
 
 class Watcher(Protocol):
-    """Is told of every optimiser step."""
+    """An object that is told about every optimiser step."""
 
     def begin(self, done: int, total: int) -> None:
-        """Training starts, or goes on after `done` steps."""
+        """Take note that training starts, or goes on after `done` steps, of `total`."""
 
     def step(self, step: int, loss: float | None, tokens_per_s: float) -> None:
-        """A step is over; the loss is the mean over its supervised tokens, in nats."""
+        """Take note of a step and its loss, in nats per supervised token."""
 
     def validated(self, step: int, loss: float) -> None:
-        """The validation loss after a step, in nats a supervised token."""
+        """Take note of the validation loss after a step, in nats per supervised token."""
 
     def end(self) -> None:
-        """Training is over, or was interrupted."""
+        """Take note that training is over or was interrupted."""
 
 
 class Unwatched:
-    """Nobody looks."""
+    """A watcher that ignores everything."""
 
     def begin(self, done: int, total: int) -> None:
-        """Say nothing."""
+        """Do nothing."""
 
     def step(self, step: int, loss: float | None, tokens_per_s: float) -> None:
-        """Say nothing."""
+        """Do nothing."""
 
     def validated(self, step: int, loss: float) -> None:
-        """Say nothing."""
+        """Do nothing."""
 
     def end(self) -> None:
-        """Say nothing."""
+        """Do nothing."""
 
 
 class Bar:
-    """A progress bar on a terminal; on a pipe or file, a line every tenth of the way."""
+    """A progress bar in a terminal; in a pipe or a file, a line after each tenth of the steps."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -74,19 +74,19 @@ class Bar:
             self._bar.start()
 
     def step(self, step: int, loss: float | None, tokens_per_s: float) -> None:
-        """Move it, with loss and tokens/s."""
-        shown = "" if loss is None else f"loss {loss:.3f}"
-        numbers = f"{shown}{self._validation} {tokens_per_s:,.0f} tokens/s"
+        """Move the bar, and show the loss and the tokens per second."""
+        loss_text = "" if loss is None else f"loss {loss:.3f}"
+        numbers = f"{loss_text}{self._validation} {tokens_per_s:,.0f} tokens/s"
         if self._task is not None:
             self._bar.update(self._task, completed=step, numbers=numbers)
         elif step % max(1, self._total // 10) == 0 or step == self._total:
             self._console.print(f"step {step}/{self._total} {numbers}", highlight=False)
 
     def validated(self, step: int, loss: float) -> None:
-        """Keep the last validation loss beside the training loss."""
+        """Show the last validation loss beside the training loss from now on."""
         self._validation = f" (validation {loss:.3f})"
 
     def end(self) -> None:
-        """Leave the bar as it stands."""
+        """Stop updating the bar and leave it on the screen."""
         if self._task is not None:
             self._bar.stop()
