@@ -13,7 +13,6 @@ import typer
 
 import chattune
 from chattune.cli import app
-from chattune.families import WINGS
 
 HOUSE = Path(chattune.__file__).parent
 ROOT = Path(__file__).parents[1]
@@ -35,7 +34,7 @@ VERBS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-define
 
 
 def room_of(module: str) -> str:
-    """Return the folder, or the file at the top, that a path such as `tuning/loss.py` belongs to."""
+    """Return the folder, or the top-level file, of a path such as `tuning/loss.py`."""
     return module.split("/")[0].removesuffix(".py")
 
 
@@ -86,8 +85,6 @@ def test_rooms_import_each_other_as_the_architecture_page_draws_it() -> None:
         for room, other in imports
         if room != other and room not in CORE | FREE and other not in CORE
     }
-    # families.py names its wings in a table and imports them by that name.
-    between_rooms |= {("families", package.partition(".")[2]) for package in WINGS.values()}
     assert drawn_imports() == between_rooms
 
 

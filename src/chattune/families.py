@@ -1,13 +1,13 @@
-"""The model families that have a wing of their own, in one table by which the stages choose.
+"""The model families for which chattune has faster code than transformers, in one table.
 
-A wing is a package with the three functions of `Wing`. What no wing serves is computed by
-transformers' own code. To add a family, write its package and add a line to `WINGS`.
+The code of a family is a package, called its wing, with the functions of the protocol `Wing`. Every
+other part of chattune asks `find_wing` and names no family itself; a model without a wing is
+computed by transformers. To add a family, write its package and add a line to `WINGS`.
 """
 
-import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol
 
 from chattune.base import Base
 
@@ -17,21 +17,22 @@ if TYPE_CHECKING:
 
     from chattune.weights import Precision
 
-WINGS = {"gpt_neo": "chattune.gpt_neo"}  # transformers' model_type -> package
-
 
 class Decoder(Protocol):
     """A model with a cache of keys and values that has `slots` rows, one for each reply under way.
 
-    `positions` is the number of tokens that the model can see. All methods are called in
-    PyTorch's inference mode, by one thread at a time.
+    `positions` is the number of tokens that the model can see. All methods are called in PyTorch's
+    inference mode, by one thread at a time; the logits that they return are in fp32.
     """
 
     slots: int
     positions: int
 
     def rewind(self, slot: int, length: int) -> int:
-        """Return how many of a slot's first `length` tokens can be continued from: all, or 0."""
+        """Prepare a slot to continue after the first `length` tokens that it holds.
+
+        Returns `length`, or 0 where the slot has to start anew.
+        """
 
     def prefill(self, slot: int, tokens: Sequence[int], start: int) -> "torch.Tensor":
         """Compute tokens from position `start` on; return the last one's logits (vocabulary)."""
@@ -39,7 +40,7 @@ class Decoder(Protocol):
     def decode(
         self, slots: Sequence[int], tokens: Sequence[int], lengths: Sequence[int]
     ) -> "torch.Tensor":
-        """Compute one more token in each slot; return its logits (slots, vocabulary), fp32.
+        """Compute one more token in each slot; return their logits (slots, vocabulary).
 
         `lengths` are the numbers of tokens that the slots hold before.
         """
@@ -57,11 +58,23 @@ class Wing(Protocol):
     def load_decoder(
         self, base: Base, run: Path | None, precision: "Precision", *, slots: int, bf16: bool
     ) -> Decoder:
-        """Load a base with a run's adapter merged."""
+        """Load a base, with the adapter of the run in folder `run` merged if one is given.
+
+        The decoder has `slots` rows of cache and weights in `precision`; `bf16` says whether this
+        machine multiplies bf16 fast. Raises BaseError for damaged weights.
+        """
+
+
+def _gpt_neo() -> Wing:
+    from chattune import gpt_neo
+
+    return gpt_neo
+
+
+# transformers' model_type -> a function that imports the wing when it is first needed.
+WINGS: dict[str, Callable[[], Wing]] = {"gpt_neo": _gpt_neo}
 
 
 def find_wing(model_type: str) -> Wing | None:
     """Return the wing for transformers' `model_type`, or None where there is none."""
-    if model_type not in WINGS:
-        return None
-    return cast("Wing", importlib.import_module(WINGS[model_type]))
+    return WINGS[model_type]() if model_type in WINGS else None

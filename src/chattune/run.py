@@ -27,7 +27,7 @@ SAMPLES = "samples.json"
 LOSS_PLOT = "loss.png"
 CARD = "README.md"
 CHECKPOINTS = "checkpoints"
-ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
+ADAPTER = ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 INT8 = "int8.safetensors"  # made from base and adapter when the run is first loaded for chat
 
 

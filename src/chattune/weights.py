@@ -6,7 +6,7 @@ model of 1.3 billion parameters that was rounded to int8 once is ready within se
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,19 +18,23 @@ from safetensors.torch import load_file, save_file
 
 from chattune.base import Base
 from chattune.errors import BaseError
-from chattune.run import ADAPTER, INT8, save_into
+from chattune.run import ADAPTER_CONFIG, ADAPTER_WEIGHTS, INT8, save_into
 
 Precision = Literal["fp32", "bf16", "int8"]
 Tensors = dict[str, torch.Tensor]
-_FORMAT = "2"  # of the file that keeps int8 weights; to be raised when their meaning changes
+Named = tuple[str, torch.Tensor]
+_FORMAT = (
+    "2"  # version of the file of int8 weights; raise it when a family's tensors change meaning
+)
 
 
 @dataclass(frozen=True)
-class MergedTensors:
-    """Tensors of a base in fp32, the update of a run's adapter added.
+class TensorReader:
+    """A reader of a base's tensors that adds the LoRA update of a run's adapter.
 
     `files` maps a tensor's name, without the architecture's `prefix`, to its open file and its name
-    there.
+    there. The adapter is one that chattune trained: on linear layers inside the prefix, with one
+    rank and one `scaling` for all.
     """
 
     base: Base
@@ -39,8 +43,8 @@ class MergedTensors:
     adapter: Tensors
     scaling: float
 
-    def __call__(self, name: str) -> torch.Tensor:
-        """Return one tensor. Raises BaseError if the base's files do not have it."""
+    def read(self, name: str) -> torch.Tensor:
+        """Return one tensor in fp32. Raises BaseError if the base's files do not have it."""
         if name not in self.files:
             raise BaseError(f"base {self.base.name}: its weights lack {name}")
         file, stored_name = self.files[name]
@@ -52,13 +56,34 @@ class MergedTensors:
         return weight
 
 
-@contextmanager
-def merged_tensors(base: Base, run: Path | None, prefix: str) -> Iterator[MergedTensors]:
-    """Open a base's files, and the adapter of the run in folder `run` if one is given.
+def read_weights(
+    base: Base,
+    run: Path | None,
+    precision: Precision,
+    prefix: str,
+    convert: Callable[[TensorReader], Iterable[Named]],
+    embeddings: Collection[str],
+) -> Tensors:
+    """Return a decoder's tensors: those that `convert` makes of a base's, rounded to `precision`.
 
-    `prefix` stands before the names of the architecture's inner model, such as `transformer.`; the
-    files may have it or not. Raises BaseError for a file that cannot be read.
+    The adapter of the run in folder `run` is merged in fp32 before any rounding. `prefix` stands
+    before the names of the architecture's inner model, such as `transformer.`. For `embeddings` see
+    `rounded`. The int8 tensors of a run are kept in its folder, and read from there the next time.
+    Raises BaseError for weights that are damaged or lack a tensor.
     """
+    keep = run is not None and precision == "int8"
+    if run is not None and keep and (kept := _kept_int8(base, run)):
+        return kept
+    with _open_tensors(base, run, prefix) as reader:
+        tensors = dict(rounded(convert(reader), precision, embeddings))
+    if run is not None and keep:
+        _keep_int8(base, run, tensors)
+    return tensors
+
+
+@contextmanager
+def _open_tensors(base: Base, run: Path | None, prefix: str) -> Iterator[TensorReader]:
+    """Open a base's files, whose names may have the prefix or not, and a run's adapter."""
     with ExitStack() as stack:
         files: dict[str, tuple[Any, str]] = {}
         for path in sorted(base.folder.glob("*.safetensors")):
@@ -70,21 +95,20 @@ def merged_tensors(base: Base, run: Path | None, prefix: str) -> Iterator[Merged
                 ) from error
             names = file.keys()  # an open file is not iterable itself
             files |= {name.removeprefix(prefix): (file, name) for name in names}
-        if run is None:
-            yield MergedTensors(base, prefix, files, {}, 0.0)
-        else:
-            config = json.loads((run / ADAPTER[0]).read_text("utf-8"))
-            scaling = config["lora_alpha"] / config["r"]
-            yield MergedTensors(base, prefix, files, load_file(run / ADAPTER[1]), scaling)
+        adapter, scaling = {}, 0.0
+        if run is not None:
+            config = json.loads((run / ADAPTER_CONFIG).read_text("utf-8"))
+            adapter, scaling = load_file(run / ADAPTER_WEIGHTS), config["lora_alpha"] / config["r"]
+        yield TensorReader(base, prefix, files, adapter, scaling)
 
 
 def rounded(
-    tensors: Iterable[tuple[str, torch.Tensor]], precision: Precision, embeddings: Collection[str]
-) -> Iterator[tuple[str, torch.Tensor]]:
+    tensors: Iterable[Named], precision: Precision, embeddings: Collection[str]
+) -> Iterator[Named]:
     """Yield named tensors with the matrices in `precision`; a matrix in int8 has a `.scale` too.
 
-    `embeddings` are the names of matrices of which a token reads single rows: they are rounded to
-    bf16 at most. Vectors stay in fp32.
+    `embeddings` are the names of matrices of which a token reads one row, so that int8 would save
+    no time; they are rounded to bf16 instead. Vectors stay in fp32.
     """
     for name, tensor in tensors:
         if tensor.dim() < 2 or precision == "fp32":
@@ -92,21 +116,22 @@ def rounded(
         elif precision == "bf16" or name in embeddings:
             yield name, tensor.bfloat16()
         else:
-            yield name, (int8 := to_int8(tensor))[0]
-            yield f"{name}.scale", int8[1]
+            int8, scale = to_int8(tensor)
+            yield name, int8
+            yield f"{name}.scale", scale
 
 
 def to_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Round a matrix (out, in) to int8 with an fp32 scale per row: weight = int8 * scale.
+    """Round an fp32 matrix (out, in) to int8 with an fp32 scale per row: weight = int8 * scale.
 
     The rounding is symmetric: a row's largest absolute value becomes 127 or -127.
     """
     lowest, highest = weight.aminmax(dim=1)
-    scale = (torch.maximum(-lowest, highest) / 127).clamp_min_(1e-12)
+    scale = (torch.maximum(-lowest, highest) / 127).clamp_min_(1e-12)  # no 0, by which we divide
     return (weight / scale[:, None]).round_().clamp_(-127, 127).to(torch.int8), scale
 
 
-def saved_int8(base: Base, run: Path) -> Tensors | None:
+def _kept_int8(base: Base, run: Path) -> Tensors | None:
     """Return the int8 tensors kept in a run's folder, mapped into memory rather than read.
 
     Returns None if there are none, if they were made of other weights, or if they are damaged.
@@ -120,14 +145,14 @@ def saved_int8(base: Base, run: Path) -> Tensors | None:
         return None
 
 
-def save_int8(base: Base, run: Path, tensors: Tensors) -> None:
+def _keep_int8(base: Base, run: Path, tensors: Tensors) -> None:
     """Keep int8 tensors in a run's folder; on a full disk or in a read-only folder do nothing."""
     with suppress(OSError, SafetensorError):
         save_into(run, lambda folder: save_file(tensors, folder / INT8, _origin(base, run)))
 
 
 def _origin(base: Base, run: Path) -> dict[str, str]:
-    """Return what int8 tensors were made of, as metadata of their file."""
-    with (run / ADAPTER[1]).open("rb") as file:
+    """Return what int8 tensors are made of, as the metadata of their file."""
+    with (run / ADAPTER_WEIGHTS).open("rb") as file:
         adapter = hashlib.file_digest(file, "sha256").hexdigest()
     return {"format": _FORMAT, "base": base.fingerprint(), "adapter": adapter}

@@ -70,6 +70,6 @@ def test_sums_of_int8_do_not_overflow(width: int, rows: int) -> None:
     weight, scale = torch.full((8, width), 127, dtype=torch.int8), torch.ones(8)
     weight[1] = -127
     x = torch.full((rows, width), 3.0)
-    ours = Linear(weight, scale, torch.zeros(8))(x)
+    ours = Linear(weight, scale, torch.zeros(8), bf16=True)(x)
     assert ours[:, 0].tolist() == pytest.approx([3.0 * 127 * width] * rows, rel=1e-3)
     assert torch.equal(ours[:, 1], -ours[:, 0])

@@ -26,7 +26,7 @@ class _Request:
 
     prompt: list[int]
     decoding: Decoding
-    random: random.Random
+    generator: random.Random
     reply: list[int] = field(default_factory=list)
     ready: deque[int] = field(default_factory=deque)
     done: bool = False
@@ -36,15 +36,15 @@ class FastEngine:
     """Generates with a family's decoder; see Engine. Several threads may use it at once.
 
     A thread that wants a token and finds none ready computes the next step for everybody. A reply
-    does not depend on the other requests. It does depend, by rounding, on the cached keys that it
-    starts from.
+    does not depend on what is decoded beside it. Without a seed it does depend, by rounding, on how
+    much of the cache it could reuse.
     """
 
     def __init__(self, decoder: Decoder, end_ids: Collection[int]) -> None:
         self.at_once = decoder.slots
         self._decoder = decoder
         self._end_ids = frozenset(end_ids)
-        self._slots: list[_Request | None] = [None] * decoder.slots
+        self._in_slot: list[_Request | None] = [None] * decoder.slots
         self._cached: list[list[int]] = [[] for _ in range(decoder.slots)]  # token ids per slot
         self._waiting: deque[_Request] = deque()
         self._lock = threading.Lock()
@@ -87,24 +87,24 @@ class FastEngine:
     def _withdraw(self, requests: list[_Request]) -> None:
         """Free the slots of requests that nobody reads any more; finished ones have none."""
         for request in requests:
-            if request in self._slots:
-                self._slots[self._slots.index(request)] = None
+            if request in self._in_slot:
+                self._in_slot[self._in_slot.index(request)] = None
             elif request in self._waiting:
                 self._waiting.remove(request)
 
     def _recover(self) -> None:
         """Let all requests wait again after an interrupted step, which left caches half-written."""
-        for slot, request in enumerate(self._slots):
+        for slot, request in enumerate(self._in_slot):
             if request is not None:
-                self._slots[slot], self._cached[slot] = None, []
+                self._in_slot[slot], self._cached[slot] = None, []
                 self._waiting.appendleft(request)
 
     @torch.inference_mode()
     def _step(self) -> None:
         """Admit waiting prompts to free slots, then compute one token for every slot in use."""
-        while self._waiting and None in self._slots:
+        while self._waiting and None in self._in_slot:
             self._admit()
-        busy = [(slot, r) for slot, r in enumerate(self._slots) if r is not None]
+        busy = [(slot, r) for slot, r in enumerate(self._in_slot) if r is not None]
         if not busy:
             return
         slots = [slot for slot, _ in busy]
@@ -118,19 +118,20 @@ class FastEngine:
     def _admit(self) -> None:
         """Compute the next waiting prompt in a free slot, and draw its first token.
 
-        The slot is the one where reusing its cache saves most: the tokens that it shares with the
-        prompt, less those that would be overwritten. The prompt's last token is always computed,
-        for its logits. A request with a seed reuses nothing: keys that were computed one by one are
-        rounded differently from those of a prefill, and the same seed must give the same reply.
+        The slot is the one where reusing its cache saves most: the number of cached tokens that the
+        prompt shares, less the number of those that it would overwrite. The prompt's last token is
+        always computed, for its logits. A request with a seed reuses nothing: keys that were
+        computed one by one are rounded differently from those of a prefill, and the same seed must
+        give the same reply.
         """
         request = self._waiting[0]
         tokens = request.prompt + request.reply  # there is a reply after an interrupted step
         reusable = len(tokens) - 1 if request.decoding.seed is None else 0
-        free = [slot for slot, request_there in enumerate(self._slots) if request_there is None]
+        free = [slot for slot, other in enumerate(self._in_slot) if other is None]
         shared = {s: min(_common_prefix(self._cached[s], tokens), reusable) for s in free}
-        slot = max(free, key=lambda s: 2 * shared[s] - len(self._cached[s]))
+        slot = max(free, key=lambda s: shared[s] - (len(self._cached[s]) - shared[s]))
         start = self._decoder.rewind(slot, shared[slot])
-        self._slots[slot], self._cached[slot] = self._waiting.popleft(), []
+        self._in_slot[slot], self._cached[slot] = self._waiting.popleft(), []
         logits = self._decoder.prefill(slot, tokens[start:], start)
         self._cached[slot] = tokens
         self._draw(slot, request, logits)
@@ -138,13 +139,13 @@ class FastEngine:
     def _draw(self, slot: int, request: _Request, logits: torch.Tensor) -> None:
         """Draw a request's next token; free its slot if that was the last one."""
         history = request.prompt + request.reply
-        token = next_token(logits.numpy(), request.decoding, history, request.random.random())
+        token = next_token(logits.numpy(), request.decoding, history, request.generator.random())
         request.reply.append(token)
         request.ready.append(token)
         at_limit = len(request.reply) >= request.decoding.max_new_tokens
         if at_limit or token in self._end_ids or len(history) + 1 >= self._decoder.positions:
             request.done = True
-            self._slots[slot] = None
+            self._in_slot[slot] = None
 
 
 def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

@@ -23,18 +23,18 @@ class Int8Linear(nn.Module):
         rounded, scale = to_int8(weight.float())
         bias = torch.zeros(len(weight)) if bias is None else bias.detach().float()
         self._linear = Linear(rounded, scale, bias, bf16=bf16)
-        self._out = len(weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the layer of x (..., in) as (..., out), in the dtype of x."""
+        """Return the layer's output (..., out) for x (..., in), in the dtype of x."""
         out = self._linear(x.reshape(-1, x.shape[-1]))
-        return out.view(*x.shape[:-1], self._out).to(x.dtype)
+        return out.view(*x.shape[:-1], out.shape[-1]).to(x.dtype)
 
 
 def to_int8_linear(model: "PreTrainedModel | PeftModel", *, bf16: bool) -> "PreTrainedModel":
-    """Merge a model's adapter, round its linear layers to int8, and return it (on a CPU).
+    """Merge the adapter of a model on a CPU, round its linear layers to int8, and return it.
 
-    The rest is in bf16 if the machine multiplies that fast, else in fp32.
+    Everything else is in bf16 if the machine multiplies that fast, else in fp32. The int8 weights
+    are no parameters of the modules, so converting the model leaves them alone.
     """
     merged: PreTrainedModel = (
         model.merge_and_unload() if hasattr(model, "merge_and_unload") else model

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 from chattune.base import Base
 from chattune.device import Device, find_device
 from chattune.errors import ChatError
-from chattune.families import find_wing
+from chattune.families import WINGS, find_wing
 from chattune.generate import Decoding, Engine
 from chattune.kernels import numba_problem
 from chattune.models import find, load_adapted, load_base, positions
@@ -40,11 +40,11 @@ def load_engine(
 ) -> LoadedEngine:
     """Load a run folder, a model folder, a Hub id or `starter`.
 
-    `engine` "auto" is "fast" for a family with a wing on a CPU, else "reference", which is
-    transformers' own modules. `quantize` "auto" is int8 for the fast engine, and none (fp32) for
-    the reference engine. With "none" the fast engine's weights are in bf16 where the machine
-    multiplies that fast, else in fp32. Raises ChatError for a choice that cannot be had, and what
-    `find` raises.
+    `engine` "auto" is "fast" where that engine can run (on a CPU, with Numba, for a family that has
+    a decoder), else "reference", which is transformers' own modules. `quantize` "auto" is int8 for
+    the fast engine and none (fp32) for the reference engine. With "none" the fast engine's weights
+    are in bf16 where the machine multiplies that fast, else in fp32. Raises ChatError for a choice
+    that cannot be had, and what `find` raises.
     """
     _refuse_unknown("engine", engine, get_args(EngineName))
     _refuse_unknown("quantize", quantize, get_args(Quantize))
@@ -99,21 +99,21 @@ def _fast_engine_problem(base: Base, device: Device) -> str | None:
     model_type = base.config["model_type"]
     wing = find_wing(model_type)
     if wing is None:
-        return f"it is for GPT-Neo, and {base.name} is {model_type}"
+        return f"it is for {', '.join(WINGS)}, and {base.name} is {model_type}"
     if why := wing.decoding_problem(base.config):
         return f"it cannot compute {base.name}: {why}"
     if device.kind != "cpu":
         return f"it runs on a CPU, and this machine has a {device.kind} device"
-    return _needs_numba()
+    return _numba_missing()
 
 
 def _int8_problem(device: Device) -> str | None:
     if device.kind != "cpu":
         return f"it is for CPUs, and this machine has a {device.kind} device"
-    return _needs_numba()
+    return _numba_missing()
 
 
-def _needs_numba() -> str | None:
+def _numba_missing() -> str | None:
     problem = numba_problem()
     return problem and f"it needs Numba, which cannot be used here ({problem})"
 

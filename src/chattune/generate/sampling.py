@@ -1,4 +1,4 @@
-"""Drawing the next token from a row of logits, with the results of transformers' logits processors.
+"""The draw of the next token from a row of logits, distributed as by transformers' processors.
 
 Three things make it fast: a vocabulary of 50,000 is never sorted where its few hundred likeliest
 tokens decide, exponentials are one compiled pass, and PyTorch is not called, because twenty of its
@@ -18,9 +18,10 @@ from chattune.kernels.jit import compiled
 Floats = NDArray[np.floating[Any]]
 Ids = NDArray[np.int64]
 
-# Numbers of likeliest tokens that are tried in turn where no top_k says how many matter.
+# Numbers of likeliest tokens that are tried in turn where no top_k says how many matter. Up to
+# the first of them, inserting into a sorted list is faster than NumPy's partition.
 _FEW, _MANY = 256, 4096
-_BLOCK = 64  # logits that are compared together, as vectors
+_COMPARED_AT_ONCE = 64  # logits whose comparison is one loop of vectors
 _SMALLEST_EXPONENT = np.float32(-87)  # e to less than this is no normal fp32 number
 
 
@@ -78,8 +79,9 @@ def candidates(logits: Floats, decoding: Decoding) -> tuple[Ids, Floats]:
 def _likeliest(logits: Floats, decoding: Decoding) -> tuple[Floats, Ids, float]:
     """Return logits and ids of at least all tokens that the filters may keep, highest first.
 
-    The third value is the sum of the exponentials of which each token's share is its probability:
-    over the top_k where there is one, else over the vocabulary.
+    With all filters off they are the whole vocabulary in its order. The third value is the
+    denominator of the probabilities: the sum of the exponentials, over the top_k tokens where
+    there is a top_k, else over the vocabulary.
     """
     size, k = len(logits), decoding.top_k
     if 0 < k < size:
@@ -142,8 +144,8 @@ def _write_highest(logits, scores, ids):
     list, as are most after the first few, is passed over with one vector comparison.
     """
     count, capacity = 0, len(scores)
-    for start in range(0, len(logits), _BLOCK):
-        end = min(start + _BLOCK, len(logits))
+    for start in range(0, len(logits), _COMPARED_AT_ONCE):
+        end = min(start + _COMPARED_AT_ONCE, len(logits))
         if count == capacity:
             lowest, higher = scores[capacity - 1], np.int32(0)
             for i in range(start, end):
@@ -152,7 +154,7 @@ def _write_highest(logits, scores, ids):
                 continue
         for i in range(start, end):
             value = logits[i]
-            if count == capacity and not value > scores[capacity - 1]:
+            if count == capacity and not value > scores[capacity - 1]:  # a NaN is left out too
                 continue
             place = min(count, capacity - 1)
             count = min(count + 1, capacity)

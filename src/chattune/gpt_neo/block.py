@@ -6,41 +6,33 @@ a small model's weights. Here it is one call.
 
 import numpy as np
 
-from chattune.kernels.cached_attention import attend, dot
+from chattune.kernels.cached_attention import attend
 from chattune.kernels.elementwise import layer_norm
 from chattune.kernels.jit import compiled
-from chattune.kernels.products import multiply_arrays
+from chattune.kernels.products import fused_linear_loop
 
 
 @compiled()
-def block(
+def transformer_block(
     h, ln_1, ln_1_bias, qkv, qkv_scale, qkv_bias, out, out_scale, out_bias,
     ln_2, ln_2_bias, fc, fc_scale, fc_bias, proj, proj_scale, proj_bias,
-    keys, values, slots, lows, ends, epsilon,
+    keys, values, slots, lows, places, epsilon,
 ):  # fmt: skip
-    """Replace h (padded rows, width), the residual stream before a block, by that after it.
+    """Compute one block in place: h (padded rows, width) is the residual stream before and after.
 
-    The first len(slots) rows are tokens; for `keys`, `values`, `slots`, `lows` and `ends` see
-    attend(), for the number of rows padded(). The other arguments are the block's weights in order.
+    The first len(slots) rows of h are tokens; padded() says why there may be more. For `keys`,
+    `values`, `slots`, `lows` and `places` see attend(). The other arguments are the block's
+    weights.
     """
     rows, width = h.shape
-    no, yes = np.int64(0), np.int64(1)  # of one type for all calls: see multiply_arrays()
+    no, yes = np.int64(0), np.int64(1)  # of one type for all calls: see fused_linear_loop()
     projected = np.empty((rows, 3 * width), np.float32)
     mixed = np.zeros((rows, width), np.float32)  # rows without a token stay zero
     inner = np.empty((rows, len(fc)), np.float32)
     x = layer_norm(h, ln_1, ln_1_bias, epsilon)
-    multiply_arrays(x, qkv, qkv_scale, qkv_bias, no, no, projected)
-    attend(projected, keys, values, slots, lows, ends, mixed)
-    multiply_arrays(mixed, out, out_scale, out_bias, no, yes, h)
+    fused_linear_loop(x, qkv, qkv_scale, qkv_bias, no, no, projected)
+    attend(projected, keys, values, slots, lows, places, mixed)
+    fused_linear_loop(mixed, out, out_scale, out_bias, no, yes, h)
     x = layer_norm(h, ln_2, ln_2_bias, epsilon)
-    multiply_arrays(x, fc, fc_scale, fc_bias, yes, no, inner)
-    multiply_arrays(inner, proj, proj_scale, proj_bias, no, yes, h)
-
-
-@compiled()
-def add_dot_products(x, vector, out):
-    """Add to every number in row r of `out` (rows, m) the dot product of x[r] with `vector`."""
-    for r in range(len(x)):
-        product = dot(x[r], vector)
-        for j in range(out.shape[1]):
-            out[r, j] += product
+    fused_linear_loop(x, fc, fc_scale, fc_bias, yes, no, inner)
+    fused_linear_loop(inner, proj, proj_scale, proj_bias, no, yes, h)

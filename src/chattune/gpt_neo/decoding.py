@@ -1,13 +1,13 @@
 """GPT-Neo's forward pass with a cache of keys and values, for decoding on a CPU.
 
 The residual stream and attention are in fp32, the matrices in the precision that the weights were
-rounded to, the cache in bf16 if they were rounded at all. Prompts are computed in chunks by
-PyTorch's operations, with matrix products by whichever code is faster (`products.Linear`); single
-tokens by compiled loops, one call a layer (`block`). Local layers cache their window and a little
-more.
+rounded to, and the cache is in bf16 if they were rounded at all. Prompts are computed in chunks by
+PyTorch's operations, with matrix products by whichever code is faster (`products.Linear`). Single
+tokens are computed by compiled loops, in one call per layer (`block`). A local layer caches its
+window, `_EXTRA` tokens before it, and a chunk.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,24 +16,27 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import embedding, layer_norm, scaled_dot_product_attention
 
-from chattune.gpt_neo.block import add_dot_products, block
+from chattune.gpt_neo.block import transformer_block
 from chattune.gpt_neo.weights import GptNeoWeights
 from chattune.kernels.jit import as_array, run_kernel
-from chattune.kernels.products import Linear, multiply, padded
+from chattune.kernels.products import Linear, add_dot_products, fused_linear, padded
+from chattune.weights import Tensors
 
 _CHUNK = 512  # tokens of a prompt that are computed at once
-_ATTENTION_BLOCK = 64  # queries of a chunk whose attention is computed at once
-# Tokens before the window that a local layer keeps: a prompt that differs from the cached one in
-# its last few tokens, as the next turn of a chat may, can then still be continued.
+_QUERIES_AT_ONCE = 64  # tokens of a chunk whose attention is computed at once
+# Tokens before the window that a local layer keeps, so that a prompt which differs from the cached
+# one in its last few tokens, as the next turn of a chat may, can still use the cache.
 _EXTRA = 64
+_LINEAR_LAYERS = ("qkv", "out", "fc", "proj")
 
 
 @dataclass(frozen=True)
 class _Layer:
-    """One block: its norms (weight, bias) and linear layers, and its cache for every slot.
+    """One layer: its norms (weight, bias) and linear layers, and its cache for every slot.
 
-    `keys` and `values` are (slots, heads, capacity, head size). `arrays` holds all of these as
-    NumPy arrays, in the order in which `block` takes them.
+    `keys` and `values` are (slots, heads, capacity, head size). `arrays` holds norms, linear layers
+    and cache as NumPy arrays over the same memory, in the order in which `transformer_block` takes
+    them.
     """
 
     ln_1: tuple[torch.Tensor, torch.Tensor]
@@ -57,14 +60,14 @@ class GptNeoDecoder:
         self.positions = weights.positions
         self._bf16 = bf16
         self._wte, self._wpe = tensors["wte"], tensors["wpe"]
-        self._head, self._head_mean = _with_scale(tensors, "head"), tensors["head.mean"]
+        self._head, self._head_mean = self._linear(tensors, "head"), tensors["head.mean"]
         self._ln_f = tensors["ln_f"], tensors["ln_f.bias"]
         self._heads, self._width = weights.heads, self._wte.shape[1]
         self._window, self._epsilon = weights.window, weights.epsilon
         self._kept = self._window + _EXTRA  # tokens that stay in a local layer when it is full
         # For each slot the position of the first token that its local layers hold.
         self._local_start = [0] * slots
-        self._layers = [self._layer(weights, i) for i in range(weights.layers)]
+        self._layers = [self._layer(weights, i) for i in range(len(weights.is_local))]
         self._local_layers = [layer for layer in self._layers if layer.is_local]
 
     def _layer(self, weights: GptNeoWeights, i: int) -> _Layer:
@@ -77,22 +80,26 @@ class GptNeoDecoder:
         def norm(name: str) -> tuple[torch.Tensor, torch.Tensor]:
             return tensors[f"{i}.{name}"], tensors[f"{i}.{name}.bias"]
 
-        def linear(name: str) -> Linear:
-            weight, scale = _with_scale(tensors, f"{i}.{name}")
-            bias = tensors.get(f"{i}.{name}.bias", torch.zeros(len(weight)))
-            return Linear(weight, scale, bias, bf16=self._bf16)
-
-        ln_1, qkv, out = norm("ln_1"), linear("qkv"), linear("out")
-        ln_2, fc, proj = norm("ln_2"), linear("fc"), linear("proj")
-        in_order = [*ln_1, *_parts(qkv), *_parts(out), *ln_2, *_parts(fc), *_parts(proj)]
+        ln_1, ln_2 = norm("ln_1"), norm("ln_2")
+        qkv, out, fc, proj = (self._linear(tensors, f"{i}.{x}") for x in _LINEAR_LAYERS)
+        in_order = [*ln_1, *qkv.tensors, *out.tensors, *ln_2, *fc.tensors, *proj.tensors]
         arrays = tuple(as_array(tensor) for tensor in (*in_order, keys, values))
         return _Layer(ln_1, qkv, out, ln_2, fc, proj, is_local, keys, values, arrays)
 
+    def _linear(self, tensors: Tensors, name: str) -> Linear:
+        weight = tensors[name]
+        scale = tensors.get(f"{name}.scale", torch.ones(len(weight)))
+        bias = tensors.get(f"{name}.bias", torch.zeros(len(weight)))
+        return Linear(weight, scale, bias, bf16=self._bf16)
+
     def rewind(self, slot: int, length: int) -> int:
-        """Return how many of a slot's first `length` tokens can be continued from: all, or 0."""
+        """Prepare a slot to continue after the first `length` tokens that it holds.
+
+        Returns `length`, or 0 where a local layer no longer holds what the next token would see.
+        """
         start = self._local_start[slot]
         if start > 0 and length - self._window + 1 < start:
-            length = 0  # a local layer no longer holds what the next token would see
+            length = 0
         if length == 0:
             self._local_start[slot] = 0
         return length
@@ -108,16 +115,19 @@ class GptNeoDecoder:
     ) -> torch.Tensor:
         """Compute one more token in each slot; return its logits (slots, vocabulary), fp32."""
         for slot, length in zip(slots, lengths, strict=True):
-            self._free_local_caches(slot, length, 1)
+            self._compact_local_caches(slot, length, 1)
         h = padded(self._embed(tokens, lengths))
         starts = np.array([self._local_start[slot] for slot in slots])
-        # Where in its cache a token goes, and the first place that it sees, by kind of layer.
-        ends = {False: np.array(lengths), True: np.array(lengths) - starts}
-        lows = {False: 0 * starts, True: np.maximum(0, ends[True] - self._window + 1)}
-        rows, slot_array = as_array(h), np.array(slots)
+        # For each row the first place in its slot's cache that it sees, and the place that it
+        # takes.
+        slot_array, places = np.array(slots), np.array(lengths)
+        everything = slot_array, np.zeros_like(places), places
+        local_places = places - starts
+        window = slot_array, np.maximum(0, local_places - self._window + 1), local_places
+        rows = as_array(h)  # the memory of h, which every layer changes
         for layer in self._layers:
-            places = slot_array, lows[layer.is_local], ends[layer.is_local]
-            run_kernel(block, rows, *layer.arrays, *places, self._epsilon)
+            visible = window if layer.is_local else everything
+            run_kernel(transformer_block, rows, *layer.arrays, *visible, self._epsilon)
         return self._logits(h[: len(slots)])
 
     def _prefill_chunk(self, slot: int, tokens: Sequence[int], start: int) -> torch.Tensor:
@@ -126,11 +136,11 @@ class GptNeoDecoder:
         The last layer needs every token's key and value, but only the last token's query.
         """
         count, stop = len(tokens), start + len(tokens)
-        self._free_local_caches(slot, start, count)
+        self._compact_local_caches(slot, start, count)
         h = self._embed(tokens, range(start, stop))
         for layer in self._layers:
             q, k, v = self._project(layer, h)
-            first = self._local_start[slot] if layer.is_local else 0
+            first = self._first_cached(layer, slot)
             layer.keys[slot, :, start - first : stop - first] = k.transpose(0, 1)
             layer.values[slot, :, start - first : stop - first] = v.transpose(0, 1)
             if layer is self._layers[-1]:
@@ -138,7 +148,7 @@ class GptNeoDecoder:
             h = self._after_attention(layer, h, self._attend(layer, slot, q, stop - len(q)))
         return h
 
-    def _free_local_caches(self, slot: int, length: int, count: int) -> None:
+    def _compact_local_caches(self, slot: int, length: int, count: int) -> None:
         """Move what local layers still need to the front if `count` more tokens do not fit.
 
         `length` is the number of tokens that the slot holds.
@@ -155,6 +165,10 @@ class GptNeoDecoder:
                 cache[slot, :, : length - new_start] = kept
         self._local_start[slot] = new_start
 
+    def _first_cached(self, layer: _Layer, slot: int) -> int:
+        """Return the position of the first token that a layer holds of a slot."""
+        return self._local_start[slot] if layer.is_local else 0
+
     def _embed(self, tokens: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
         token_ids, position_ids = torch.tensor(tokens), torch.tensor(list(positions))
         return embedding(token_ids, self._wte).float() + embedding(position_ids, self._wpe).float()
@@ -167,17 +181,17 @@ class GptNeoDecoder:
     def _attend(self, layer: _Layer, slot: int, q: torch.Tensor, start: int) -> torch.Tensor:
         """Return the attention of queries (tokens, heads, head size), the first at `start`.
 
-        It is computed block by block, so that keys which no query of a block can see, because they
-        are behind it or beyond the window, are left out. The result has the shape of q.
+        A few queries are computed at once, so that keys which none of them can see, because they
+        come later or lie before the window, are left out. The result has the shape of q.
         """
-        first = self._local_start[slot] if layer.is_local else 0
+        first = self._first_cached(layer, slot)
         reach = self._window if layer.is_local else self.positions
         lowest = max(first, start - reach + 1)  # the first position that any query sees
         cached = slot, slice(None), slice(lowest - first, start + len(q) - first)
         keys, values = layer.keys[cached].float(), layer.values[cached].float()
         mixed = torch.empty_like(q)
-        for i in range(0, len(q), _ATTENTION_BLOCK):
-            queries = q[i : i + _ATTENTION_BLOCK]
+        for i in range(0, len(q), _QUERIES_AT_ONCE):
+            queries = q[i : i + _QUERIES_AT_ONCE]
             block_start, stop = start + i, start + i + len(queries)
             low = max(lowest, block_start - reach + 1)
             distance = torch.arange(block_start, stop)[:, None] - torch.arange(low, stop)
@@ -188,7 +202,7 @@ class GptNeoDecoder:
                 attn_mask=(distance >= 0) & (distance < reach),
                 scale=1.0,  # GPT-Neo does not divide scores by the square root of the head's size
             )
-            mixed[i : i + _ATTENTION_BLOCK] = attended[0].transpose(0, 1)
+            mixed[i : i + _QUERIES_AT_ONCE] = attended[0].transpose(0, 1)
         return mixed
 
     def _after_attention(self, layer: _Layer, h: torch.Tensor, mixed: torch.Tensor) -> torch.Tensor:
@@ -200,8 +214,8 @@ class GptNeoDecoder:
     def _logits(self, h: torch.Tensor) -> torch.Tensor:
         """Return the logits (tokens, vocabulary) of hidden states (tokens, width)."""
         x = layer_norm(h, (self._width,), *self._ln_f, self._epsilon)
-        logits = multiply(x, *self._head)
-        # The mean row of the output layer is kept apart: see weights.py.
+        logits = fused_linear(x, *self._head.tensors)
+        # The mean row of the output layer is kept apart: see gpt_neo/weights.py.
         run_kernel(add_dot_products, *map(as_array, (x, self._head_mean, logits)))
         return logits
 
@@ -209,20 +223,9 @@ class GptNeoDecoder:
 def _zeros(shape: tuple[int, ...], *, bf16: bool) -> torch.Tensor:
     """Return zeros in bf16 or fp32 that take memory only where something is written.
 
-    NumPy asks the system for zeroed pages, which exist from the first write on; PyTorch writes.
+    NumPy asks the system for zeroed pages, which exist from the first write on. PyTorch writes the
+    zeros itself.
     """
     if bf16:
         return torch.from_numpy(np.zeros(shape, np.uint16)).view(torch.bfloat16)
     return torch.from_numpy(np.zeros(shape, np.float32))
-
-
-def _with_scale(
-    tensors: Mapping[str, torch.Tensor], name: str
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return a matrix and the scales of its rows: ones, unless it is in int8."""
-    weight = tensors[name]
-    return weight, tensors.get(f"{name}.scale", torch.ones(len(weight)))
-
-
-def _parts(linear: Linear) -> tuple[torch.Tensor, ...]:
-    return linear.weight, linear.scale, linear.bias

@@ -1,7 +1,7 @@
 """Fast training for GPT-Neo: our attention and GELU on transformers' own modules and weights.
 
-transformers 5 gives GPT-Neo an eager attention, and a FlashAttention path that drops the local
-layers' window (beyond 256 tokens it computes another model). Only how the modules compute is
+transformers 5 gives GPT-Neo an eager attention, and a FlashAttention path that ignores the local
+layers' window, so that its results are wrong beyond 256 tokens. Only how the modules compute is
 changed here, so peft, save_pretrained and generate work as before.
 """
 
@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class _Pack:
-    """The pack that the model computes now: its conversations' lengths, or None outside of one."""
+    """The lengths of the conversations in the pack that the model was called with last.
+
+    They are None after a call without a pack. They stay for the backward pass, which may compute
+    the attention again.
+    """
 
     lengths: list[int] | None = None
 
@@ -29,11 +33,12 @@ def speed_up_training(model: "PreTrainedModel") -> bool:
     """Make a GPT-Neo model compute packs fast, in place; return whether it could be done.
 
     The inner model (`model.base_model`) then takes an argument `pack_lengths`: the numbers of
-    tokens of the conversations that `input_ids` (1, tokens) holds end to end, given without mask or
-    cache, with `position_ids` that count from 0 in each. Every other call is computed by
+    tokens of the conversations that `input_ids` (1, tokens) holds end to end, with `position_ids`
+    that count from 0 in each, and without a mask or a cache. Every other call is computed by
     transformers. A model that trains with dropout on attention probabilities, which our attention
     does not have, is left as it is.
     """
+    from transformers.activations import NewGELUActivation
     from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoSelfAttention
 
     if model.config.attention_dropout:
@@ -43,21 +48,21 @@ def speed_up_training(model: "PreTrainedModel") -> bool:
     for module in model.modules():
         if isinstance(module, GPTNeoSelfAttention):
             module.forward = _fast_attention(module, pack)
-        elif getattr(module, "act", None).__class__.__name__ == "NewGELUActivation":
+        elif isinstance(getattr(module, "act", None), NewGELUActivation):
             module.act = TanhGelu()  # the same function, in one pass
     return True
 
 
 def _pack_reader(pack: _Pack) -> Any:
-    """Return a hook that takes `pack_lengths` from the inner model's arguments.
+    """Return a hook that takes `pack_lengths` from the inner model's arguments and keeps it.
 
-    transformers does not hand unknown arguments on to its attention modules.
+    A hook is needed because transformers does not hand unknown arguments on to attention modules.
     """
 
     def read(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         pack.lengths = kwargs.pop("pack_lengths", None)
         if pack.lengths is not None:
-            # transformers returns a 4D mask as it is, instead of building one of tokens x tokens.
+            # With a 4D mask, of whatever size, transformers builds none of tokens x tokens.
             kwargs["attention_mask"] = kwargs["position_ids"].new_empty(1, 1, 0, 0)
         return args, kwargs
 
@@ -65,6 +70,7 @@ def _pack_reader(pack: _Pack) -> Any:
 
 
 def _fast_attention(module: Any, pack: _Pack) -> Any:
+    """Return a forward method for an attention module that computes packs by packed_attention."""
     eager = module.forward
     window = module.config.window_size if module.attention_type == "local" else None
 

@@ -1,4 +1,4 @@
-"""GPT-Neo's weights as its decoder takes them: adapter merged, projections fused, rounded."""
+"""GPT-Neo's weights as its decoder takes them: adapter merged, projections joined, rounded."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,15 +8,7 @@ import torch
 
 from chattune.base import Base
 from chattune.errors import BaseError
-from chattune.weights import (
-    MergedTensors,
-    Precision,
-    Tensors,
-    merged_tensors,
-    rounded,
-    save_int8,
-    saved_int8,
-)
+from chattune.weights import Named, Precision, TensorReader, Tensors, read_weights
 
 _CONFIG_KEYS = (
     "attention_types",
@@ -33,53 +25,49 @@ class GptNeoWeights:
     """Shape and tensors of one model.
 
     `is_local` tells for each layer whether its attention is limited to `window` tokens. For layer
-    i, `tensors` holds the matrices `i.qkv` (3 hidden, hidden), `i.out`, `i.fc` and `i.proj`, their
-    biases, and the norms `i.ln_1` and `i.ln_2`; for the model `wte` and `wpe` (the embeddings of
-    tokens and positions), `ln_f`, `head` (the output layer less its mean row) and `head.mean` (that
-    row). A matrix in int8 has a `.scale` for each row.
+    i, `tensors` holds the matrices `i.qkv` (3 hidden, hidden), `i.out`, `i.fc` and `i.proj`, of
+    which all but the first have a `.bias`, and the norms `i.ln_1` and `i.ln_2` with theirs. For the
+    model it holds `wte` and `wpe` (the embeddings of tokens and positions), `ln_f` and its bias,
+    `head.mean` (the mean row of the output layer) and `head` (the output layer minus that row). A
+    matrix in int8 has a `.scale` for each row.
     """
 
-    layers: int
     heads: int
     window: int
     positions: int
     is_local: tuple[bool, ...]
     epsilon: float
-    precision: Precision
     tensors: Tensors
 
 
 def read_gpt_neo(base: Base, run: Path | None, precision: Precision) -> GptNeoWeights:
-    """Read a base's weights, with a run's adapter merged into them in fp32 before any rounding.
+    """Read a base's weights, with a run's adapter merged; see `weights.read_weights`.
 
-    The int8 weights of a run are kept in its folder, and read from there the next time. Raises
-    BaseError for weights that are damaged or lack a tensor.
+    Raises BaseError for weights that are damaged or lack a tensor, and for a config that lacks a
+    field.
     """
     config = base.config
     if absent := [key for key in _CONFIG_KEYS if key not in config]:
         raise BaseError(f"base {base.name}: its config.json lacks {', '.join(absent)}")
     kinds = [kind for pattern, times in config["attention_types"] for kind in pattern * times]
-    keep = run is not None and precision == "int8"
-    tensors = saved_int8(base, run) if run is not None and keep else None
-    if tensors is None:
-        with merged_tensors(base, run, "transformer.") as read:
-            tensors = dict(rounded(_fused(read, len(kinds)), precision, _EMBEDDINGS))
-        if run is not None and keep:
-            save_int8(base, run, tensors)
+    tied = config.get("tie_word_embeddings", True)
+
+    def convert(reader: TensorReader) -> Iterator[Named]:
+        return _decoder_tensors(reader, len(kinds), tied=tied)
+
     return GptNeoWeights(
-        layers=len(kinds),
         heads=config["num_heads"],
         window=config["window_size"],
         positions=config["max_position_embeddings"],
         is_local=tuple(kind == "local" for kind in kinds),
         epsilon=config["layer_norm_epsilon"],
-        precision=precision,
-        tensors=tensors,
+        tensors=read_weights(base, run, precision, "transformer.", convert, _EMBEDDINGS),
     )
 
 
-def _fused(read: MergedTensors, layers: int) -> Iterator[tuple[str, torch.Tensor]]:
+def _decoder_tensors(reader: TensorReader, layers: int, *, tied: bool) -> Iterator[Named]:
     """Yield the tensors of GptNeoWeights in fp32 from those of transformers' GPTNeoModel."""
+    read = reader.read
     yield "wte", read("wte.weight")
     yield "wpe", read("wpe.weight")
     for i in range(layers):
@@ -95,10 +83,11 @@ def _fused(read: MergedTensors, layers: int) -> Iterator[tuple[str, torch.Tensor
             yield f"{i}.{norm}.bias", read(f"h.{i}.{norm}.bias")
     yield "ln_f", read("ln_f.weight")
     yield "ln_f.bias", read("ln_f.bias")
-    tied = read.base.config.get("tie_word_embeddings", True)
     head = read("wte.weight" if tied else "lm_head.weight")
-    # The mean row adds the same number to all logits and so changes no probability, but it is most
-    # of a logit's absolute value, by which rounding errors grow. It is computed apart, in fp32.
+    # The mean row adds the same number to all of a token's logits. It changes no probability, but
+    # it is most of a logit's absolute value, by which the errors of rounding grow. So it is
+    # computed apart, in fp32, and added back, since a repetition penalty depends on a logit's own
+    # value.
     mean = head.mean(dim=0)
     yield "head", head - mean
     yield "head.mean", mean

@@ -3,43 +3,44 @@
 import numba
 import numpy as np
 
-from chattune.kernels.elementwise import exp, fma, narrow, total, widen
+from chattune.kernels.elementwise import exp, fma, narrow, sum_of, widen
 from chattune.kernels.jit import compiled
 
 
 @compiled(parallel=True)
-def attend(qkv, keys, values, slots, lows, ends, out):
-    """Store one token's key and value per row, and write what its query sees to `out`.
+def attend(qkv, keys, values, slots, lows, places, out):
+    """Store the key and value of one token per row, and write its attention to `out`.
 
     `qkv` (rows, 3 * width) holds query, key and value side by side; row r belongs to cache slot
     `slots[r]`. `keys` and `values` are (slots, heads, capacity, head size), fp32 or bf16. The new
-    token's place in them is `ends[r]`, and it sees the places from `lows[r]` to `ends[r]`. `out` is
+    token takes the place `places[r]` there, and sees the places from `lows[r]` to its own. `out` is
     (rows, width). Scores are not scaled: a family that scales them scales its queries.
     """
-    # A task is one head of one row, so that threads have equal work and write apart. Scores and
-    # sums take four places at a time: the query, and the running sum, are then loaded once for
-    # four.
+    # A task is one head of one row, so that threads have equal work and write to separate memory.
     heads, head_size = keys.shape[1], keys.shape[3]
     for task in numba.prange(len(slots) * heads):
         r, head = task // heads, task % heads
-        slot, low, end = slots[r], lows[r], ends[r]
-        new_key, new_value = keys[slot, head, end], values[slot, head, end]
+        slot, low, place = slots[r], lows[r], places[r]
+        new_key, new_value = keys[slot, head, place], values[slot, head, place]
         for k in range(head_size):
             new_key[k] = narrow(qkv[r, (heads + head) * head_size + k], new_key[k])
             new_value[k] = narrow(qkv[r, (2 * heads + head) * head_size + k], new_value[k])
         query = qkv[r, head * head_size : (head + 1) * head_size]
-        seen_keys = keys[slot, head, low : end + 1]
-        seen_values = values[slot, head, low : end + 1]
-        weights = _softmax_scores(query, seen_keys)
-        denominator = total(weights)
+        seen_keys = keys[slot, head, low : place + 1]
+        seen_values = values[slot, head, low : place + 1]
+        weights = _exponential_scores(query, seen_keys)
+        denominator = sum_of(weights)
         mixed = _weighted_sum(weights, seen_values)
         for k in range(head_size):
             out[r, head * head_size + k] = mixed[k] / denominator
 
 
 @compiled()
-def _softmax_scores(query, keys):
-    """Return e to each key's score less the largest one; not yet divided by their sum."""
+def _exponential_scores(query, keys):
+    """Return e to (score - largest score) for each key, fp32.
+
+    Four keys are taken at a time, so that the query is loaded once for four.
+    """
     scores = np.empty(len(keys), np.float32)
     fours = len(scores) - len(scores) % 4
     for i in range(0, fours, 4):
@@ -55,16 +56,19 @@ def _softmax_scores(query, keys):
 
 @compiled()
 def _weighted_sum(weights, values):
-    """Return the sum of the rows of `values` (places, head size), each times its weight."""
+    """Return the sum of the rows of `values` (places, head size), each times its weight.
+
+    Four rows are taken at a time, so that the sum is loaded and stored once for four.
+    """
     head_size = values.shape[1]
     mixed = np.zeros(head_size, np.float32)
     fours = len(weights) - len(weights) % 4
     for i in range(0, fours, 4):
         a, b, c, d = weights[i], weights[i + 1], weights[i + 2], weights[i + 3]
-        v, w, x, y = values[i], values[i + 1], values[i + 2], values[i + 3]
+        row_a, row_b, row_c, row_d = values[i], values[i + 1], values[i + 2], values[i + 3]
         for k in range(head_size):
-            half = fma(a, widen(v[k]), fma(b, widen(w[k]), mixed[k]))
-            mixed[k] = fma(c, widen(x[k]), fma(d, widen(y[k]), half))
+            with_two = fma(a, widen(row_a[k]), fma(b, widen(row_b[k]), mixed[k]))
+            mixed[k] = fma(c, widen(row_c[k]), fma(d, widen(row_d[k]), with_two))
     for i in range(fours, len(weights)):
         for k in range(head_size):
             mixed[k] = fma(weights[i], widen(values[i, k]), mixed[k])
@@ -82,10 +86,11 @@ def dot(x, y):
 
 @compiled(fastmath=True)
 def _four_dots(query, a, b, c, d):
-    s = t = u = v = np.float32(0)
+    """Return the dot products of a query with four keys."""
+    with_a = with_b = with_c = with_d = np.float32(0)
     for k in range(len(query)):
-        s += widen(a[k]) * query[k]
-        t += widen(b[k]) * query[k]
-        u += widen(c[k]) * query[k]
-        v += widen(d[k]) * query[k]
-    return s, t, u, v
+        with_a += widen(a[k]) * query[k]
+        with_b += widen(b[k]) * query[k]
+        with_c += widen(c[k]) * query[k]
+        with_d += widen(d[k]) * query[k]
+    return with_a, with_b, with_c, with_d

@@ -1,10 +1,10 @@
 """Dot products of one row of weights with several rows of activations, in LLVM's own language.
 
-Decoding spends most of its time here, and Numba offers no other way to two things. For int8 weights
-and int16 activations, processors multiply pairs of 16-bit numbers and add each pair in one
-instruction (vpmaddwd, vpdpwssd), which LLVM does not find in a plain loop: it computes in fp32, at
-half the rate. And the running sums have to stay in registers, as many as the processor has and no
-more, with prefetches between them.
+Decoding spends most of its time here, and plain loops in Numba lack three things. For int16
+numbers, processors have an instruction (vpmaddwd or vpdpwssd) that multiplies two pairs and adds
+the products. LLVM does not find it for a plain loop over int8 weights and int16 activations, and
+computes in fp32 instead, at half the rate. The running sums have to stay in registers, so there
+must be no more of them than the processor has registers. And weights have to be prefetched.
 """
 
 from typing import Any
@@ -18,9 +18,9 @@ from numba.extending import intrinsic
 
 # Columns that one iteration takes: 64 int8 weights fill a cache line.
 COLUMNS_AT_ONCE = 64
-# Numbers of 32 bits in a vector register. AVX2 has sixteen registers of eight such numbers: eight
-# running sums of sixteen numbers would not fit into them.
-_VECTOR = 16 if get_host_cpu_features().get("avx512f") else 8
+# Numbers of 32 bits in a vector register. AVX2 has sixteen registers of eight such numbers, which
+# eight running sums of sixteen numbers would fill completely.
+_LANES = 16 if get_host_cpu_features().get("avx512f") else 8
 _CACHE_LINE = 64  # bytes
 
 _INT8, _INT16, _INT32 = ir.IntType(8), ir.IntType(16), ir.IntType(32)
@@ -30,16 +30,16 @@ _FP32 = ir.FloatType()
 def dot_products(count: int, *, rows_ahead: int = 0, columns_ahead: int = 0) -> Any:
     """Return a function for compiled code: one row of weights by `count` rows of activations.
 
-    The function takes (weights (m, n), row of weights, x (p, n), first row of x, first column, end
-    column) and returns `count` sums over the columns, but for the last (end - first) modulo
-    COLUMNS_AT_ONCE of them, which are the caller's. Weights in fp32 or bf16 go with x in fp32 and
-    give fp32. Weights in int8 go with x in int16 and give int32; the caller makes sure that no sum
-    leaves int32. Weights are prefetched `rows_ahead` rows and `columns_ahead` columns before they
-    are needed.
+    The function takes (weights (m, n), index of a row of weights, x (p, n), index of the first row
+    of x, first column, end column) and returns `count` sums over the columns. The last (end -
+    first) modulo COLUMNS_AT_ONCE columns are left out; the caller adds them. Weights in fp32 or
+    bf16 go with x in fp32 and give fp32. Weights in int8 go with x in int16 and give int32; the
+    caller makes sure that no sum leaves int32. Weights are prefetched `rows_ahead` rows and
+    `columns_ahead` columns before they are needed.
     """
 
     @intrinsic
-    def sums(_: Any, weights: Any, j: Any, x: Any, r: Any, first: Any, end: Any) -> Any:
+    def sums(typing: Any, weights: Any, j: Any, x: Any, r: Any, first: Any, end: Any) -> Any:
         if (weights.ndim, weights.layout, x.ndim, x.layout) != (2, "C", 2, "C"):
             raise TypingError("dot_products() takes two contiguous matrices")
         integer = weights.dtype == types.int8
@@ -64,7 +64,7 @@ def dot_products(count: int, *, rows_ahead: int = 0, columns_ahead: int = 0) -> 
 
             # An integer sum does not depend on its order, so a single row may use several registers
             # for it, which hides the latency of the multiplication.
-            lanes = min(32, _VECTOR * (8 // count)) if integer else _VECTOR
+            lanes = min(32, _LANES * (8 // count)) if integer else _LANES
             number = context.get_value_type(sum_type)
             zeros = ir.Constant(ir.VectorType(number, lanes), [number(0)] * lanes)
             totals = [cgutils.alloca_once_value(builder, zeros) for _ in range(count)]
@@ -110,7 +110,7 @@ def _widened(builder: Any, weights: Any) -> Any:
 
 
 def _multiply_add(builder: Any, a: Any, b: Any, total: Any) -> Any:
-    """Return total + a * b: of fp32 lane by lane, of int16 the sum of every two neighbours.
+    """Return total + a * b: lane by lane for fp32; for int16, lane i adds products 2i and 2i + 1.
 
     The second form, products of sign-extended numbers whose even and odd lanes are added, is the
     one that LLVM turns into vpmaddwd or vpdpwssd.
@@ -130,12 +130,13 @@ def _multiply_add(builder: Any, a: Any, b: Any, total: Any) -> Any:
 def _sums_of_lanes(builder: Any, vectors: list[Any]) -> Any:
     """Return a vector whose lane i is the sum of all lanes of vector i.
 
-    Pairs of vectors are added after a shuffle, as a binary tree, so that as many vectors as there
-    are lanes take one addition each instead of a tree each.
+    Two vectors are combined by adding the even lanes of both to the odd lanes of both. This is
+    repeated as a binary tree, so that eight vectors of eight lanes take 4 + 2 + 1 additions, where
+    summing each by itself would take three for every vector.
     """
     add = builder.fadd if vectors[0].type.element == _FP32 else builder.add
     lanes = vectors[0].type.count
-    while lanes > _VECTOR:  # several registers of one sum
+    while lanes > _LANES:  # several registers of one sum
         lanes //= 2
         halves = [_lane_indices(range(start, start + lanes)) for start in (0, lanes)]
         vectors = [add(*(builder.shuffle_vector(v, v, half) for half in halves)) for v in vectors]

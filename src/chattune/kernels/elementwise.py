@@ -1,8 +1,7 @@
 """Compiled arithmetic on single numbers, and the loops over arrays that are made of it.
 
-Loops of more than one thread split their arrays into pieces of `_PIECE` numbers, and a function of
-its own works on each piece: Numba passes the piece as a plain array, whose loop LLVM turns into
-vector instructions, which it does not do for a loop inside the parallel one.
+A loop for several threads splits its arrays into pieces of `_PIECE` numbers, and a separate
+function works on each piece, in a plain loop that LLVM turns into vector instructions.
 """
 
 import math
@@ -15,7 +14,7 @@ from numba.extending import intrinsic, overload
 
 from chattune.kernels.jit import compiled
 
-_PIECE = 4096  # numbers that a thread takes at once: 16 KB in fp32, half of a first-level cache
+_PIECE = 4096  # numbers that a thread takes at once: 16 KB of each array in fp32
 
 
 def widen(value):
@@ -35,8 +34,8 @@ def _widen(value):
 def narrow(value, like):
     """Return an fp32 number in the kind of `like`: fp32 as it is, uint16 as the bits of its bf16.
 
-    The nearest bf16 number is taken, of two equally near ones the even; NaN is not provided for.
-    Defined for compiled code only.
+    Rounding is to the nearest bf16 number, ties go to even; NaN is not handled. Defined for
+    compiled code only.
     """
 
 
@@ -59,8 +58,8 @@ def _nearest_bf16(value, like):
 def fma(_: Any, a: Any, b: Any, c: Any) -> Any:
     """Return a * b + c of fp32 numbers, rounded once.
 
-    Written in LLVM's language because Numba has no fused multiply-add, and contracting by fastmath
-    would make results depend on where arrays lie (see `jit.compiled`).
+    This is an LLVM instruction because Numba has no fused multiply-add, and fastmath, which would
+    make one of a product and a sum, lets results depend on the arrays' memory (see `jit.compiled`).
     """
 
     def build(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
@@ -71,11 +70,12 @@ def fma(_: Any, a: Any, b: Any, c: Any) -> Any:
 
 @compiled()
 def exp(x):
-    """Return e to the x in fp32, to a relative 1e-6 near zero; x is clipped to +-87.
+    """Return e to the x in fp32, with x limited to about +-87.
 
-    2^(x / ln 2) is split into a whole power of two, which is an exponent field, and a fraction of
-    at most a half, for which six terms of the series are enough. The C library's function is called
-    for one number at a time; this one becomes vector instructions.
+    The relative error is at most 4e-6, and 3e-7 where x is between -1 and 1. With x = n ln 2 + f,
+    where n is whole and f at most half of ln 2, the result is 2^n, which is an exponent field,
+    times e^f, for which a polynomial of degree 6 is enough. The C library computes one number per
+    call; this function becomes vector instructions.
     """
     x = min(max(x * np.float32(1.44269504), np.float32(-126)), np.float32(126))
     whole = np.floor(x + np.float32(0.5))
@@ -92,10 +92,10 @@ def gelu_gate(x):
     """Return the factor by which GELU (tanh approximation) scales x, between 0 and 1.
 
     With u = sqrt(2 / pi) (x + 0.044715 x^3) it is 0.5 (1 + tanh u) = 1 / (1 + exp(-2 u)), which
-    needs one exponential instead of a tanh. The constants hold 2 sqrt(2 / pi).
+    needs one exponential instead of a tanh.
     """
-    u = x * fma(x * x, np.float32(0.07135481), np.float32(1.5957691))
-    return np.float32(1) / (np.float32(1) + exp(-u))
+    two_u = x * fma(x * x, np.float32(0.07135481), np.float32(1.5957691))
+    return np.float32(1) / (np.float32(1) + exp(-two_u))
 
 
 @compiled(parallel=True)
@@ -133,7 +133,7 @@ def _gelu_gradient_piece(x, grad, out):
 
 
 @compiled(parallel=True)
-def drop(x, out, seed_low, seed_high, threshold):
+def drop_by_seed(x, out, seed_low, seed_high, threshold):
     """Copy x (n) to `out` (n), with 0 wherever the 31 random bits of a position are < `threshold`.
 
     The bits follow from the position and the two halves (32 bits each) of a seed.
@@ -158,15 +158,16 @@ def _drop_piece(x, out, start, seed_low, seed_high, threshold):
 def _scramble(bits, shift, factor):
     """Return one round of the 32-bit hash lowbias32 (Christopher Wellons).
 
-    Every step is cast to 32 bits because Numba computes integers in 64, which halves the vectors.
+    Every step is cast to 32 bits, because Numba computes integers in 64 bits, and a vector holds
+    half as many of those.
     """
     mixed = np.uint32(bits ^ np.uint32(bits >> np.uint32(shift)))
     return np.uint32(mixed * np.uint32(factor))
 
 
 @compiled(fastmath=True)
-def total(x):
-    """Return the sum of x (n)."""
+def sum_of(x):
+    """Return the sum of x (n), fp32."""
     result = np.float32(0)
     for i in range(len(x)):
         result += x[i]
@@ -187,7 +188,7 @@ def layer_norm(h, weight, bias, epsilon):
     out = np.empty_like(h)
     width = h.shape[1]
     for r in range(len(h)):
-        mean = total(h[r]) / np.float32(width)
+        mean = sum_of(h[r]) / np.float32(width)
         variance = _squared_deviations(h[r], mean) / np.float32(width)
         inverse = np.float32(1) / np.float32(math.sqrt(variance + epsilon))
         for k in range(width):

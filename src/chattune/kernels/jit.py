@@ -9,6 +9,7 @@ import functools
 import hashlib
 import tempfile
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,10 @@ _RUNNING = threading.Lock()
 def compiled(**options: Any) -> Any:
     """Return Numba's decorator with chattune's settings and, where possible, a cache on disk.
 
-    Use `fastmath=True` only for functions that return a sum and write to no array. At each call
-    LLVM chooses between a vector loop and a scalar loop by how arrays are aligned in memory; under
-    fastmath the two round differently, so an array written there would not have the same bits
-    again.
+    Use `fastmath=True` only for functions that return a sum and write to no array. LLVM compiles a
+    loop that writes both as vectors and number by number, and the compiled code chooses at each
+    call by where the arrays lie in memory. Under fastmath the two versions round differently, so
+    that the same inputs would not give the same bits again.
     """
 
     def decorate(function: Any) -> Any:
@@ -40,7 +41,7 @@ def compiled(**options: Any) -> Any:
         if folder is None:
             return numba.njit(**settings)(function)
         before = numba.config.CACHE_DIR
-        numba.config.CACHE_DIR = folder  # read while the decorator runs, and only then
+        numba.config.CACHE_DIR = folder  # Numba reads it when the decorator runs
         try:
             return _with_safe_cache(numba.njit(cache=True, **settings)(function))
         finally:
@@ -54,7 +55,8 @@ def _cache_folder(source: str) -> str | None:
     """Return a cache folder for the code in `source`, or None where nothing can be written.
 
     Numba compiles a function again when its own file changes, but not when a function that it calls
-    in another file does. All compiled code is therefore hashed together into the folder's name.
+    in another file does. The folder is therefore named by a hash of `source` and of all files in
+    this package, and compiled code may call only functions in those.
     """
     try:
         code = hashlib.sha256()
@@ -72,7 +74,7 @@ def _cache_folder(source: str) -> str | None:
 def _with_safe_cache(dispatcher: Any) -> Any:
     """Make a full disk or a damaged cache file cost a compilation instead of an exception.
 
-    This is the only use of Numba's private `_cache`; Numba offers no setting for it.
+    Numba has no setting for that; this function alone uses the private attribute `_cache`.
     """
     for name in ("load_overload", "save_overload"):
         setattr(dispatcher._cache, name, _none_on_error(getattr(dispatcher._cache, name)))
@@ -97,7 +99,7 @@ def as_array(tensor: torch.Tensor) -> NDArray[Any]:
 
 
 def run_kernel(kernel: Any, *arguments: Any) -> None:
-    """Run a compiled function on as many threads as PyTorch uses; one runs at a time."""
+    """Run a compiled function on as many threads as PyTorch uses; one function runs at a time."""
     threads = torch.get_num_threads()
     with _RUNNING:
         numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
@@ -106,3 +108,14 @@ def run_kernel(kernel: Any, *arguments: Any) -> None:
         if torch.get_num_threads() != threads:
             torch.set_num_threads(threads)
         kernel(*arguments)
+
+
+def compute_elementwise(kernel: Any, inputs: Sequence[torch.Tensor], *scalars: int) -> torch.Tensor:
+    """Return a new tensor, like the first of `inputs`, that a kernel fills element by element.
+
+    The kernel takes the inputs and the result as flat arrays, then the scalars.
+    """
+    out = torch.empty_like(inputs[0], memory_format=torch.contiguous_format)
+    arrays = (as_array(tensor.detach()).reshape(-1) for tensor in (*inputs, out))
+    run_kernel(kernel, *arrays, *scalars)
+    return out

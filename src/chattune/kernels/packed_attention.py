@@ -3,9 +3,10 @@
 PyTorch's fused kernel takes no packs on a CPU, and its backward pass there reaches a tenth of the
 matrix rate. Here the scores are made block by block with plain matrix products. A block's keys end
 with its last query, and begin where a local layer's window does, so that no block is computed only
-to be masked out. Short conversations share a block, under a mask that keeps them apart, because a
-call of PyTorch's takes longer than what is computed in vain. Scores are in fp32, as in
-transformers' GPT-Neo; probabilities are kept for the backward pass in the dtype of the values.
+to be masked out. Short conversations share a block, under a mask that keeps them apart, because
+calling PyTorch once more takes longer than computing the scores that are masked. Scores are in
+fp32, as in transformers' GPT-Neo; probabilities are kept for the backward pass in the dtype of the
+values.
 """
 
 import functools
@@ -31,7 +32,7 @@ def packed_attention(
     itself and the `window` - 1 tokens before it. Scores are not scaled by the head's size: a family
     that scales them scales its queries.
     """
-    if query.is_cuda and query.dtype != torch.float32:  # a GPU without bf16 computes in fp32
+    if query.is_cuda and query.dtype != torch.float32:  # FlashAttention takes no fp32
         return _flash_attention(query, key, value, lengths, heads, window)
     out: torch.Tensor = _BlockAttention.apply(  # type: ignore[no-untyped-call]
         query, key, value, lengths, heads, window
@@ -85,10 +86,13 @@ class _BlockAttention(torch.autograd.Function):
         return *grads, None, None, None
 
 
-def _groups(lengths: Sequence[int], heads: int, *packs: torch.Tensor) -> Iterator[tuple[Any, ...]]:
-    """Split packs (tokens, hidden) into groups: one conversation, or several that fit one block.
+def _groups(
+    lengths: Sequence[int], heads: int, *tensors: torch.Tensor
+) -> Iterator[tuple[Any, ...]]:
+    """Split a pack's tensors (tokens, hidden) into groups of conversations.
 
-    Yields the lengths in a group, and for each pack a view of the group (heads, tokens, head size).
+    A group is one conversation, or several that fit into one block. Yields the lengths in a group,
+    and for each tensor its view of the group (heads, tokens, head size).
     """
     groups: list[tuple[int, ...]] = []
     for length in lengths:
@@ -97,7 +101,7 @@ def _groups(lengths: Sequence[int], heads: int, *packs: torch.Tensor) -> Iterato
         else:
             groups.append((length,))
     sizes = [sum(group) for group in groups]
-    for group, *pieces in zip(groups, *(torch.split(p, sizes) for p in packs), strict=True):
+    for group, *pieces in zip(groups, *(torch.split(t, sizes) for t in tensors), strict=True):
         yield group, *(p.view(len(p), heads, -1).transpose(0, 1) for p in pieces)
 
 
@@ -112,7 +116,7 @@ def _mask(
     group: tuple[int, ...], rows: slice, columns: slice, window: int | None, device: torch.device
 ) -> torch.Tensor:
     """Return what is added to a block of scores: 0 where a row may see a column, else -infinity."""
-    if len(group) > 1:
+    if len(group) > 1:  # then the block is the whole group
         return _group_mask(group, window, device)
     shift = rows.start - columns.start
     return _band_mask(rows.stop - rows.start, columns.stop - columns.start, shift, window, device)
@@ -133,7 +137,7 @@ def _band_mask(
 ) -> torch.Tensor:
     """Return the mask where row i sees column j if 0 <= i + shift - j < window."""
     distance = torch.arange(rows)[:, None] + shift - torch.arange(columns)
-    seen = (distance >= 0) & (distance < (window or columns + rows))
+    seen = (distance >= 0) & (distance < (columns + rows if window is None else window))
     return torch.where(seen, 0.0, float("-inf")).to(device)
 
 

@@ -1,7 +1,8 @@
 """Linear layers for decoding on a CPU: activations by weights in int8, bf16 or fp32.
 
-A token costs reading every weight once. PyTorch's int8 kernel reads at half of the memory's rate,
-and its bf16 and fp32 products are made for many rows; these loops are for few.
+A token costs reading every weight once. PyTorch's int8 kernel reads at half of the memory's rate
+(docs/decisions/0004), and its bf16 and fp32 products are made for many rows of activations. These
+loops are for few rows.
 """
 
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from numba import types
 from numba.extending import overload
 from torch.nn.functional import linear, pad
 
+from chattune.kernels.cached_attention import dot
 from chattune.kernels.dot_products import COLUMNS_AT_ONCE, dot_products
 from chattune.kernels.elementwise import gelu_gate, widen
 from chattune.kernels.gelu import TanhGelu
@@ -21,89 +23,101 @@ from chattune.kernels.jit import as_array, compiled, run_kernel
 # Rows of weights that a thread takes at once. With several rows of activations, these weights stay
 # in the second-level cache while all activations pass.
 _TILE_ROWS = 32
-# Columns that are taken at once: eight rows of int16 or fp32 activations then stay in the
-# first-level cache.
+# Columns that are taken at once, a multiple of COLUMNS_AT_ONCE: eight rows of int16 or fp32
+# activations then stay in the first-level cache.
 _TILE_COLUMNS = 768
 # Largest sum of the absolute values of _TILE_COLUMNS rounded activations: times the largest int8
 # weight, 127, it is still below 2^31.
 _MAX_ABSOLUTE_SUM = np.float32(1.6e7)
 
-# Rows up to which our kernel is faster than PyTorch's product in a dtype.
+# Rows up to which our loops are faster than PyTorch's product in a dtype. Many rows by an int8
+# weight are multiplied in bf16, so that its limit is bf16's.
 _FEW_ROWS = {torch.bfloat16: 16, torch.float32: 32}
 
 
 @dataclass(frozen=True)
 class Linear:
-    """A linear layer whose product goes by whichever code is faster for the number of rows.
+    """A linear layer that computes with our loops or with PyTorch, whichever is faster.
 
     `weight` is (out, in) in int8, bf16 or fp32; `scale` (out) is each row's scale, ones unless the
-    weight is int8; `bias` is (out). `bf16` says whether this machine multiplies bf16 fast: many
-    rows by an int8 weight are then multiplied in bf16. Where it does not, our kernel takes any
-    number of rows by an int8 weight, because PyTorch would turn the weight into fp32 first.
+    weight is int8; `bias` is (out). `bf16` says whether this machine multiplies bf16 fast. If it
+    does, PyTorch multiplies many rows by an int8 weight in bf16. If it does not, our loops multiply
+    any number of rows by an int8 weight, because PyTorch would turn the weight into fp32 first.
     """
 
     weight: torch.Tensor
     scale: torch.Tensor
     bias: torch.Tensor
-    bf16: bool = True
+    bf16: bool
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Weight, scale and bias."""
+        return self.weight, self.scale, self.bias
 
     def __call__(
         self, x: torch.Tensor, *, gelu: bool = False, add_to: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Return the layer of x (rows, in) as fp32 (rows, out); see `multiply` for the options."""
+        """Return the layer's output, fp32 (rows, out), for x (rows, in); see `fused_linear`."""
         is_int8 = self.weight.dtype == torch.int8
         dtype = torch.bfloat16 if is_int8 else self.weight.dtype
         if (is_int8 and not self.bf16) or len(x) <= _FEW_ROWS[dtype]:
-            return multiply(x, self.weight, self.scale, self.bias, gelu=gelu, add_to=add_to)
+            return fused_linear(x, *self.tensors, gelu=gelu, add_to=add_to)
         out = linear(x.to(dtype), self.weight.to(dtype)).float()
         out = (out.mul_(self.scale) if is_int8 else out).add_(self.bias)
         out = TanhGelu()(out) if gelu else out
         return out if add_to is None else add_to.add_(out)
 
 
-def multiply(
+def fused_linear(
     x: torch.Tensor,
     weight: torch.Tensor,
     scale: torch.Tensor,
-    bias: torch.Tensor | None = None,
+    bias: torch.Tensor,
     *,
     gelu: bool = False,
     add_to: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Return x (rows, in) times weight (out, in) transposed, times scale (out), plus bias (out).
+    """Compute a linear layer with our loops: x (rows, in) by weight (out, in), scale and bias
+    (out).
 
-    The result is fp32 (rows, out): its GELU with `gelu`, and with `add_to` the sum with that tensor
-    (fp32, contiguous), which is changed in place. A row comes out with the same bits whichever and
-    however many rows stand beside it.
+    The result is fp32 (rows, out). With `gelu` it is the GELU of that; with `add_to` (fp32,
+    contiguous) it is added to that tensor in place. A row has the same bits whichever and however
+    many rows stand beside it.
     """
     assert add_to is None or (add_to.dtype == torch.float32 and add_to.is_contiguous())
     out = torch.empty(len(x), len(weight)) if add_to is None else add_to
-    bias = torch.zeros(len(weight)) if bias is None else bias
     arrays = map(as_array, (padded(x), weight, scale, bias))
-    run_kernel(multiply_arrays, *arrays, int(gelu), int(add_to is not None), as_array(out))
+    run_kernel(fused_linear_loop, *arrays, int(gelu), int(add_to is not None), as_array(out))
     return out
 
 
 def padded(x: torch.Tensor) -> torch.Tensor:
-    """Return x (rows, width) in fp32 with one row, or zeros up to a multiple of four rows."""
+    """Return x (rows, width) in fp32; unless it is one row, append zero rows to a multiple of four.
+
+    The loops have dot products for one, four and eight rows of activations.
+    """
     rows = 1 if len(x) == 1 else -(-len(x) // 4) * 4
     x = x.detach().float()
     return x if rows == len(x) else pad(x, (0, 0, 0, rows - len(x)))
 
 
-# One row of activations is limited by memory: it walks through its matrix in the order of memory
-# and asks 1,024 columns ahead. Several rows come back to the same weights tile by tile, so the next
-# rows of the tile are asked for instead.
+# With one row of activations the rate of memory is the limit: the weights are read in the order in
+# which they lie, and prefetched 1,024 columns ahead. With several rows a tile's weights are read
+# again and again, so the next rows of the tile are prefetched instead.
 _dot_one = dot_products(1, columns_ahead=1024)
 _dot_four, _dot_eight = (dot_products(rows, rows_ahead=3) for rows in (4, 8))
 
 
 def _as_operand(x, weight):
-    """Return x (rows, width) in the kind that goes with the weight, and each row's scale."""
+    """Return x (rows, width) in the dtype that goes with the weight's, and each row's scale.
+
+    Defined for compiled code only.
+    """
 
 
 @overload(_as_operand)
-def _(x, weight):
+def _overload_as_operand(x, weight):
     return _rounded_to_int16 if weight.dtype == types.int8 else _unchanged
 
 
@@ -153,12 +167,12 @@ def _dot_rest(weights, x):
 
 
 @compiled(parallel=True)
-def multiply_arrays(activations, weight, scale, bias, gelu, add, out):
-    """Write activations (padded rows, in) by weight (out, in) to `out` (rows, out); see multiply().
+def fused_linear_loop(activations, weight, scale, bias, gelu, add, out):
+    """Write the output of a linear layer to `out` (rows, out), or add it; see fused_linear().
 
-    `activations` are as padded() makes them, and `out` may have fewer rows. `gelu` and `add` are
-    0 or 1 of type int64 from every caller: Numba would compile all this again for each constant or
-    other type.
+    `activations` (padded rows, in) are as padded() makes them; `out` may have fewer rows. `gelu`
+    and `add` are 0 or 1. Every caller passes them as int64, because Numba compiles a function again
+    for every other type, and for a literal.
     """
     # Threads share the rows of the weight. Sums over tiles of columns are added up in fp32, in the
     # same order for one row as for many, so that a row has the same bits in both cases.
@@ -197,3 +211,12 @@ def multiply_arrays(activations, weight, scale, bias, gelu, add, out):
                 if add:
                     value += out[r, j]
                 out[r, j] = value
+
+
+@compiled()
+def add_dot_products(x, vector, out):
+    """Add to every number in row r of `out` (rows, m) the dot product of x[r] with `vector`."""
+    for r in range(len(x)):
+        product = dot(x[r], vector)
+        for j in range(out.shape[1]):
+            out[r, j] += product

@@ -1,8 +1,8 @@
 """A LoRA layer's forward and backward pass in the base's dtype, with the adapter kept in fp32.
 
-peft computes x @ A and @ B in fp32 on a copy of x. In bf16 the small products cost a quarter of
-that, and the input is saved once for base and adapter. Only how peft's own layer computes is
-changed: its parameters, names and saving stay.
+peft converts x to fp32 for the small products with A and B. In the base's dtype they are cheaper
+where that is bf16, and the input is saved once for base and adapter. Only how peft's own layer
+computes is changed: its parameters, names and saving stay.
 """
 
 from typing import Any
@@ -28,7 +28,12 @@ def _fast_forward(module: Any) -> Any:
 
     def forward(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         plain = len(module.active_adapters) == 1 and not (
-            args or kwargs or module.disable_adapters or module.merged or module.lora_variant
+            args
+            or kwargs
+            or module.disable_adapters
+            or module.merged
+            or module.lora_variant
+            or any(module.lora_bias.values())
         )
         if not plain:
             out: torch.Tensor = peft_forward(x, *args, **kwargs)
@@ -50,7 +55,7 @@ def _fast_forward(module: Any) -> Any:
 
 
 class _LoraLinear(torch.autograd.Function):
-    """x W' + bias + scaling dropout(x) A' B'; the base's weight and bias get no gradient."""
+    """x W^T + bias + scaling * dropout(x) A^T B^T, without gradients for the base's W and bias."""
 
     @staticmethod
     def forward(

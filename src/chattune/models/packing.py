@@ -1,6 +1,7 @@
-"""Fast training passes: quicker modules, and packs, which are conversations laid end to end."""
+"""Fast training passes: faster modules, and packs, which are conversations laid end to end."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 # Largest difference between hidden states in a pack and alone, relative to the largest hidden
 # state. bf16 has 8 significant bits, and its rounding errors add up over the layers of a model.
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
-# Largest relative change when a conversation's neighbours change: nothing may depend on them.
+# Largest relative change, by rounding, when a conversation's neighbours in a pack change.
 _LEAK_TOLERANCE = 1e-4
 
 
@@ -24,17 +25,19 @@ _LEAK_TOLERANCE = 1e-4
 class Packing:
     """How a model is given a pack.
 
-    `exact` says whether it computes each conversation of a pack as if it were alone; if not, it is
-    given single conversations. `takes_lengths` says whether it has a wing's `pack_lengths`.
+    `exact` says whether it computes each conversation of a pack as if it were alone; if not, it may
+    only be given single conversations. `takes_lengths` says whether its wing has given it the
+    argument `pack_lengths`.
     """
 
     exact: bool
     takes_lengths: bool
 
     def arguments(self, lengths: Sequence[int], device: torch.device) -> dict[str, Any]:
-        """Return what keeps the conversations of a pack apart in the inner model's forward pass.
+        """Return the arguments of a forward pass that keep the conversations of a pack apart.
 
-        `lengths` are their numbers of tokens. For a model without exact packs there is nothing.
+        `lengths` are their numbers of tokens: one for a model without exact packs, which needs no
+        arguments.
         """
         if not self.exact:
             assert len(lengths) == 1
@@ -45,7 +48,7 @@ class Packing:
 
 
 def speed_up_training(model: "PreTrainedModel | PeftModel") -> Packing:
-    """Make a model's forward and backward pass fast, in place, and find out how it takes packs."""
+    """Make a model's forward and backward pass fast, in place; return how it takes packs."""
     causal = causal_model(model)
     wing = find_wing(causal.config.model_type)
     takes_lengths = wing is not None and wing.speed_up_training(causal)
@@ -67,17 +70,26 @@ def probe_packing(model: "PreTrainedModel", *, takes_lengths: bool) -> Packing:
     start anew, which is transformers' convention for packs: it may ignore them, or carry state from
     one conversation to the next.
     """
+    packing = Packing(True, takes_lengths)
+    with evaluating(model):
+        exact = _equals_each_alone(model, packing)
+    return packing if exact else Packing(False, takes_lengths)
+
+
+@contextmanager
+def evaluating(model: "PreTrainedModel") -> Iterator[None]:
+    """Put a model into evaluation mode for a while, without dropout."""
     was_training = model.training
+    model.eval()
     try:
-        packing = Packing(True, takes_lengths)
-        exact = _equals_each_alone(model.eval(), packing)
+        yield
     finally:
         model.train(was_training)
-    return packing if exact else Packing(False, takes_lengths)
 
 
 def _equals_each_alone(model: "PreTrainedModel", packing: Packing) -> bool:
     positions = model.config.get_text_config().to_dict().get("max_position_embeddings") or 2048
+    # The first is longer than GPT-Neo's window of 256.
     lengths = [min(n, positions) for n in (300, 7, 40)]
     middle = slice(lengths[0], lengths[0] + lengths[1])
     vocabulary = model.get_input_embeddings().weight.shape[0]

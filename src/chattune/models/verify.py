@@ -14,7 +14,7 @@ from chattune.base import find_base
 from chattune.device import find_device
 from chattune.errors import VerificationError
 from chattune.models import load_adapted
-from chattune.run import ADAPTER, read_recipe
+from chattune.run import ADAPTER_WEIGHTS, read_recipe
 
 if TYPE_CHECKING:
     import torch
@@ -84,10 +84,12 @@ def check_adapter(folder: Path) -> None:
     """
     from safetensors.torch import load_file
 
-    tensors = load_file(folder / ADAPTER[1])
+    tensors = load_file(folder / ADAPTER_WEIGHTS)
     expected = {name.replace("lora_B", "lora_A") for name in tensors if "lora_B" in name}
     if not expected or expected != {name for name in tensors if "lora_A" in name}:
-        raise VerificationError(f"run {folder}: {ADAPTER[1]} has lost some of its A or B matrices")
+        raise VerificationError(
+            f"run {folder}: {ADAPTER_WEIGHTS} has lost some of its A or B matrices"
+        )
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise VerificationError(

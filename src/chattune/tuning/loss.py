@@ -12,16 +12,16 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy, linear
 
-from chattune.models.packing import Packing, causal_model
+from chattune.models.packing import Packing, causal_model, evaluating
 from chattune.template import IGNORED_LABEL
 
-# Bytes of logits that are computed at once: on a CPU they should stay in its cache.
+# Bytes of logits that are computed at once: on a CPU they should stay in its last-level cache.
 _CHUNK_BYTES = {"cpu": 26_000_000, "cuda": 1 << 29}
 _OTHER_CHUNK_BYTES = 1 << 28  # other devices
 
 
 class SupervisedLoss:
-    """Summed cross entropy, in nats, of one causal language model with a frozen output layer.
+    """Summed cross entropy, in nats, of one causal language model.
 
     It works on hidden states where the model's logits are its output layer applied to them, which
     is checked once. Where the model does more (it scales or caps logits), it computes all of them.
@@ -55,24 +55,22 @@ class SupervisedLoss:
     @torch.no_grad()
     def _logits_are_output_layer(self) -> bool:
         """Return whether the model's logits are its output layer applied to its hidden states."""
-        was_training = self._causal.training
-        self._causal.eval()
-        ids = torch.arange(8, device=self._causal.device)[None]
-        logits = self._causal(ids, use_cache=False).logits
-        hidden = self._causal.base_model(ids, use_cache=False).last_hidden_state
-        ours = self._causal.get_output_embeddings()(hidden)
-        self._causal.train(was_training)
+        with evaluating(self._causal):
+            ids = torch.arange(8, device=self._causal.device)[None]
+            logits = self._causal(ids, use_cache=False).logits
+            hidden = self._causal.base_model(ids, use_cache=False).last_hidden_state
+            ours = self._causal.get_output_embeddings()(hidden)
         return ours.shape == logits.shape and torch.allclose(ours, logits, rtol=1e-4, atol=1e-4)
 
 
 def summed_cross_entropy(
     hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor
 ) -> torch.Tensor:
-    """Return the nats summed over `targets` (tokens), whose logits are linear(hidden, weight,
-    bias).
+    """Return the cross entropy, in nats, summed over `targets` (tokens).
 
-    `hidden` is (tokens, width), `weight` (vocabulary, width). Gradients are computed for `hidden`
-    and, if it requires one, for `weight`; not for `bias`.
+    The logits are linear(hidden, weight, bias), with `hidden` (tokens, width) and `weight`
+    (vocabulary, width). Gradients are computed for `hidden` and, if it requires one, for `weight`;
+    not for `bias`.
     """
     nats: torch.Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
         hidden, weight, bias, targets
@@ -102,8 +100,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             target_indices = targets[chunk] + rows * probabilities.shape[1]
             flat = probabilities.view(-1)
             of_target = flat[target_indices]
-            # A probability below the dtype's smallest number counts as that number: 87 nats, not
-            # infinity.
+            # A probability below the dtype's smallest normal number counts as that number, which is
+            # 87 nats in fp32 and bf16, instead of infinity.
             smallest = torch.finfo(of_target.dtype).tiny
             nats -= of_target.float().clamp_min(smallest).log().sum()
             flat[target_indices] = of_target - 1  # now it is the gradient for the logits

@@ -20,7 +20,7 @@ from trl import SFTConfig, SFTTrainer
 
 from chattune.models.packing import speed_up_training
 from chattune.recipe import Recipe
-from chattune.run import ADAPTER, CHECKPOINTS, METRICS
+from chattune.run import ADAPTER_WEIGHTS, CHECKPOINTS, METRICS
 from chattune.template import IGNORED_LABEL
 from chattune.tuning.batches import collate, passes
 from chattune.tuning.interrupt import Interruption
@@ -106,7 +106,7 @@ def _take_best(model: "PeftModel", checkpoint: Path) -> TrainerState:
 
     state = _load_state(checkpoint)
     best = checkpoint.parent / Path(state.best_model_checkpoint or checkpoint).name
-    set_peft_model_state_dict(model, load_file(best / ADAPTER[1]))
+    set_peft_model_state_dict(model, load_file(best / ADAPTER_WEIGHTS))
     return state
 
 
