@@ -1,4 +1,4 @@
-"""A tiny GPT-Neo with the starter's tokenizer, conversations to tune it on, the command line."""
+"""Fixtures for all tests: tiny bases, a run of one, conversations, and the command line."""
 
 import json
 import os
@@ -13,12 +13,14 @@ import pytest
 if TYPE_CHECKING:
     from chattune.run import Run
 
-# Before anything imports the libraries that read them: the suite touches no network. One thread
-# for tiny models: more of them wait for each other longer than they compute.
+# Libraries read these when they are imported. The tests use no network. Tiny models get one thread,
+# because several threads wait for each other longer than they compute.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 os.environ["OMP_NUM_THREADS"] = "1"
-# What Numba compiled for one run of the tests serves the next, and every process in it.
+# Tests run in several processes: threads that wait must leave the processor to others soon.
+os.environ["GOMP_SPINCOUNT"] = "1000"
+# Code that Numba has compiled once serves all processes, and the next run of the tests.
 os.environ["NUMBA_CACHE_DIR"] = str(Path(__file__).parents[1] / ".pytest_cache" / "numba")
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -47,7 +49,7 @@ def _cache_of_our_own(tmp_path_factory: pytest.TempPathFactory) -> None:
 def cli(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Outcome]:
-    """Run `chattune ARGS` in this process: exit code, standard output, standard error."""
+    """Return a function that runs `chattune ARGS` in this process and returns its outcome."""
 
     def run(*args: object) -> Outcome:
         from chattune.cli import main
@@ -67,7 +69,7 @@ def cli(
 
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A randomly initialised GPT-Neo: two layers (global, local), 32 wide, 128 positions."""
+    """A GPT-Neo with random weights: two layers (global, local), width 32, 128 positions."""
     import torch
     from transformers import AutoTokenizer, GPTNeoConfig, GPTNeoForCausalLM
 
@@ -144,12 +146,12 @@ def tiny_run(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> "Run"
 
 @pytest.fixture
 def talk_file(tmp_path: Path) -> Path:
-    """Four conversations as OpenAI messages, a line each."""
+    """A file of four conversations as OpenAI messages, one per line."""
     return write_talk(tmp_path / "talk.jsonl", TALK)
 
 
 def write_talk(path: Path, pairs: list[tuple[str, str]]) -> Path:
-    """Write question and answer pairs as messages JSONL."""
+    """Write pairs of a question and an answer as OpenAI messages, one conversation per line."""
     rows = [
         {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]}
         for q, a in pairs

@@ -123,3 +123,16 @@ def test_matrix_products_are_measured() -> None:
 
 def test_reading_is_measured() -> None:
     assert read_rate(megabytes=1, seconds=0.01) > 1e7
+
+
+def test_a_disturbed_measurement_does_not_change_the_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process slowed the first three measurements of bf16 down."""
+    disturbed = iter([1e10, 2e10, 3e10])
+
+    def rate(bf16: bool, *_: object) -> float:
+        return next(disturbed, 4e11) if bf16 else 1e11
+
+    monkeypatch.setattr(devices, "matmul_rate", rate)
+    devices._bf16_gain.cache_clear()
+    assert devices._bf16_gain() == 4.0
+    devices._bf16_gain.cache_clear()

@@ -6,11 +6,13 @@ import sys
 from pathlib import Path
 
 import nbformat
+import pytest
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_top_to_bottom(tiny_base: Path, talk_file: Path, tmp_path: Path) -> None:
     """Its first cell is changed to a tiny base and data set, as its text invites the reader to."""
     notebook = nbformat.read(ROOT / "running.ipynb", as_version=4)

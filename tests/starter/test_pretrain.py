@@ -48,6 +48,7 @@ def command(corpus: Path, out: Path, *more: str) -> list[str]:
     return [sys.executable, str(SCRIPT), *options, *more]
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_and_ends_with_the_same_base(corpus: Path, tmp_path: Path) -> None:
     whole = subprocess.run(command(corpus, tmp_path / "whole"), capture_output=True, text=True)
     assert whole.returncode == 0, whole.stderr
@@ -95,6 +96,7 @@ def test_a_killed_run_resumes_and_ends_with_the_same_base(corpus: Path, tmp_path
     assert nats / math.log(2) / len(text) == pytest.approx(log[-1]["bits_per_byte"], rel=0.02)
 
 
+@pytest.mark.slow
 def test_the_mix_is_learned_as_well_as_the_corpus(corpus: Path, tmp_path: Path) -> None:
     mix = command(corpus, tmp_path / "out", f"--mix={corpus / 'mix'}", "--save-every=0")
     wrong = [*mix[:-2], f"--mix={tmp_path}"]

@@ -29,6 +29,7 @@ def gpt_neo_125m(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs the real conversations beside the checkout")
 def test_the_studys_recipe_trains_two_steps_and_resumes(
     gpt_neo_125m: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -19,6 +19,12 @@ from chattune.tuning import loss as losses
 from chattune.tuning import trainer, tune
 
 
+@pytest.fixture(autouse=True)
+def _no_reload(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do not load every run again in a fresh process; tests/models/test_export.py does."""
+    monkeypatch.setattr("chattune.tuning.verify_run", lambda *_: 0.0)
+
+
 def recipe(base: Path | str, **settings: Any) -> Recipe:
     """Return a recipe on the starter's conversations, without dropout: it depends on the layout."""
     return load_recipe(
@@ -96,6 +102,7 @@ def trl_curve(long: Recipe, tmp_path_factory: pytest.TempPathFactory) -> list[fl
     return by_trl(long, tmp_path_factory.mktemp("trl"))
 
 
+@pytest.mark.slow
 def test_two_hundred_steps_in_fp32_are_those_of_plain_trl(
     long: Recipe, trl_curve: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,6 +112,7 @@ def test_two_hundred_steps_in_fp32_are_those_of_plain_trl(
     assert ours == pytest.approx(trl_curve, rel=5e-3)  # measured: 199 of the 200 within 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not find_device().bf16, reason="this machine is not faster in bf16")
 def test_two_hundred_steps_with_the_base_in_bf16_stay_within_a_hundredth(
     long: Recipe, trl_curve: list[float], tmp_path: Path
