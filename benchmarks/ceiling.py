@@ -18,12 +18,12 @@ _SHAPES = (
     (1024, 2048, 8192),
     (1024, 8192, 2048),
 )
-_GPU_ROWS = 8  # times as many on a GPU, which is not busy with fewer
+_GPU_ROW_FACTOR = 8  # a GPU gets this many times the rows, because fewer do not keep it busy
 
 
 def matrix_rate(bf16: bool, seconds: float = 1.0) -> float:
     """Return the FLOP/s of the fastest of a few shapes that a GPT-Neo step is made of."""
-    factor = _GPU_ROWS if torch.cuda.is_available() else 1
+    factor = _GPU_ROW_FACTOR if torch.cuda.is_available() else 1
     return max(
         device.matmul_rate(bf16, (factor * rows, inner, columns), seconds / len(_SHAPES))
         for rows, inner, columns in _SHAPES

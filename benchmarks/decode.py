@@ -14,8 +14,6 @@ import json
 import os
 import resource
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -23,8 +21,9 @@ from typing import Any
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the engine and the ceilings are for CPUs
 
 import ceiling
+import contender
 
-NEW, PROMPT, LONG = 128, 32, 400
+NEW, PROMPT, LONG = 128, 32, 400  # tokens of a reply, of a short prompt and of a long one
 
 
 def prompt(length: int, seed: int) -> list[int]:
@@ -61,7 +60,7 @@ def ours(base: str, quantize: str, repeats: int) -> dict[str, Any]:
     weights = read_gpt_neo(find_base(base), None, precision)
     engine = FastEngine(GptNeoDecoder(weights, 8, bf16=bf16), (-1,))
     loading = time.perf_counter() - started
-    needed = sum(
+    matrix_bytes = sum(
         t.nbytes for n, t in weights.tensors.items() if t.dim() == 2 and n not in ("wte", "wpe")
     )
     settings = Decoding(max_new_tokens=NEW)
@@ -81,7 +80,7 @@ def ours(base: str, quantize: str, repeats: int) -> dict[str, Any]:
     timings = {"one": one, "eight": eight, "first_token_s": first, "second_turn_s": second}
     return {name: statistics.median(values[1:]) for name, values in timings.items()} | {
         "load_s": loading,
-        "matrix_bytes": needed,
+        "matrix_bytes": matrix_bytes,
         "rss_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
     }
 
@@ -133,38 +132,31 @@ class Clock:
 
 
 def contend(name: str, arguments: argparse.Namespace, repeats: int) -> dict[str, Any]:
-    """Run one contender in a new process and return its measurements."""
-    done = subprocess.run(
-        [sys.executable, __file__, "--base", arguments.base, "--contender", name,
-         "--repeats", str(repeats), "--threads", str(arguments.threads)],
-        capture_output=True, text=True, check=False, env=os.environ | {"HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
-    if done.returncode != 0:
-        sys.exit(f"{name} failed:\n{done.stderr[-3000:]}")
-    measured: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return measured
+    """Measure one contender in a process of its own."""
+    options = {"base": arguments.base, "threads": arguments.threads}
+    return contender.measure(__file__, name, repeats=repeats, **options)
 
 
 def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     """Run all contenders one after the other, and measure the read bandwidth between them."""
     repeats = 2 if arguments.quick else 5
-    reading = [ceiling.read_rate()]
+    read_rates = [ceiling.read_rate()]
     before = {kind: contend(kind, arguments, repeats) for kind in ("int8", "none")}
-    reading.append(ceiling.read_rate())
+    read_rates.append(ceiling.read_rate())
     rows = {f"transformers {d}": contend(d, arguments, 1 if arguments.quick else 2) for d in PEERS}
-    reading.append(ceiling.read_rate())
+    read_rates.append(ceiling.read_rate())
     after = {kind: contend(kind, arguments, repeats) for kind in ("int8", "none")}
     mean = {k: {n: (before[k][n] + after[k][n]) / 2 for n in before[k]} for k in before}
     rows = {f"chattune {k}": row for k, row in mean.items()} | rows
-    rate, mine = sum(reading) / len(reading), mean["int8"]
-    most = rate / mine["matrix_bytes"]
+    rate, mine = sum(read_rates) / len(read_rates), mean["int8"]
+    limit = rate / mine["matrix_bytes"]
     return {
         "rows": rows,
         "read_gb_per_s": rate / 1e9,
-        "ceiling_tokens_per_s": most,
+        "ceiling_tokens_per_s": limit,
         "vs_transformers_fp32": mine["one"] / rows["transformers fp32"]["one"],
         "vs_transformers_bf16": mine["one"] / rows["transformers bf16"]["one"],
-        "share_of_bandwidth": mine["one"] / most,
+        "share_of_bandwidth": mine["one"] / limit,
         "eight_streams_vs_one": mine["eight"] / mine["one"],
         "eight_streams_vs_one_unquantized": mean["none"]["eight"] / mean["none"]["one"],
         "first_token_s": mine["first_token_s"],

@@ -16,10 +16,7 @@ default  TRL's defaults: bf16 autocast and gradient checkpointing. A CPU without
 import argparse
 import json
 import math
-import os
 import resource
-import subprocess
-import sys
 import tempfile
 import time
 from contextlib import suppress
@@ -27,12 +24,13 @@ from pathlib import Path
 from typing import Any
 
 import ceiling
+import contender
 
 ROWS, LENGTH, RANK, TARGETS = 400, 512, 16, ["q_proj", "v_proj"]
 
 
 def recipe(base: str, data: str, steps: int) -> Any:
-    """Return the study's recipe for so many steps."""
+    """Return the study's recipe for the benchmark's base and data, with `steps` steps."""
     from chattune.recipe import load_recipe
 
     return load_recipe(
@@ -189,16 +187,9 @@ def memory() -> dict[str, float]:
 
 
 def contend(name: str, arguments: argparse.Namespace, steps: int) -> dict[str, Any]:
-    """Run one contender in a fresh process and return its measurements."""
-    command = [sys.executable, __file__, "--base", arguments.base, "--data", arguments.data]
-    process = subprocess.run(
-        [*command, "--contender", name, "--steps", str(steps), "--limit", str(arguments.limit)],
-        capture_output=True, text=True, check=False, env=os.environ | {"HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
-    if process.returncode != 0:
-        sys.exit(f"{name} failed:\n{process.stderr[-3000:]}")
-    measured: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
-    return measured
+    """Measure one contender in a process of its own."""
+    options = {"base": arguments.base, "data": arguments.data, "limit": arguments.limit}
+    return contender.measure(__file__, name, steps=steps, **options)
 
 
 def first_rows(data: str, folder: Path) -> str:
@@ -259,15 +250,15 @@ def show(comparison: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Compare all contenders, or be one of them."""
+    """Run the comparison, or a single contender if `--contender` names one."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--base", required=True, help="folder or Hub id of a base")
     parser.add_argument("--data", required=True, help="JSON lines; the first 400 rows are used")
     parser.add_argument("--quick", action="store_true", help="fewer steps: under 8 minutes")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--steps", type=int, help="measured steps of every contender")
-    parser.add_argument("--limit", type=float, help="seconds that a peer is measured at most")
-    parser.add_argument("--only", help="peers: best, default, or none")
+    parser.add_argument("--limit", type=float, help="seconds of measuring a peer, at most")
+    parser.add_argument("--only", help="TRL's contenders: best, default, best,default or none")
     parser.add_argument("--contender", choices=["ours", "best", "default"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     base, data, steps = arguments.base, arguments.data, arguments.steps

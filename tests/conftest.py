@@ -1,9 +1,10 @@
 """Fixtures for all tests: tiny bases, a run of one, conversations, and the command line."""
 
+import gc
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -142,6 +143,18 @@ def tiny_run(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> "Run"
         },
     )
     return tune(recipe, folder / "run")
+
+
+@pytest.fixture
+def quick_tuning(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Leave out of tune() what takes seconds: loading the run again in a fresh process, measuring
+    the machine for the estimate of time, and looking for garbage among all imported modules.
+    """
+    monkeypatch.setattr("chattune.tuning.verify_run", lambda *_: 0.0)
+    monkeypatch.setattr("chattune.tuning.estimate.matmul_rate", lambda *_: 1e11)
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture

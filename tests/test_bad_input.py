@@ -374,7 +374,10 @@ def test_a_file_of_bad_rows_alone_is_refused_even_if_they_may_be_skipped(
         ("data.format=chatml", "data.format: 'chatml' is not known; known: auto, messages"),
         ("data.columns={user: q}", "data.columns: assistant missing"),
         ("data.columns={usr: q, assistant: a}", "'usr'"),
-        ("data.columns={user: q, assistant: a}", "talk.jsonl:1: no column 'q'; it has messages"),
+        (
+            "data.columns={user: q, assistant: a}",
+            "talk.jsonl:1: no column 'q'; the row has messages",
+        ),
         ("data=3", "data: "),
         ("base.folder=3", "--set base.folder: base is a value, not a section"),
         ("seed", "--set seed: write it as field=value"),

@@ -127,7 +127,7 @@ def test_core_and_scripted_chat_need_no_torch() -> None:
 
 def test_numba_is_imported_only_where_loops_are_compiled() -> None:
     """Training on a GPU and the reference engine do without it."""
-    names = ["tuning.trainer", "generate.reference", "gpt_neo", "generate.load", "models.packing"]
+    names = ["tuning.loss", "generate.reference", "gpt_neo", "generate.load", "models.packing"]
     loaded = python(
         "import importlib, json, sys\n"
         f"for name in {names!r}: importlib.import_module('chattune.' + name)\n"

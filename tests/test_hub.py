@@ -22,7 +22,10 @@ from conftest import Outcome
 from hub import Damage, Hub, serve_hub
 
 ROWS = 400
-DAMAGES: dict[Damage, str] = {"truncate": "the download failed", "corrupt": "came down damaged"}
+DAMAGES: dict[Damage, str] = {
+    "truncate": "the download failed",
+    "corrupt": "damaged in the download",
+}
 # The clients wait for seconds between attempts, which is useless in these tests.
 IMPATIENT = "import time; sleep = time.sleep; time.sleep = lambda s: sleep(min(s, 0.01))\n"
 STREAMING = IMPATIENT + (

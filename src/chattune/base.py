@@ -15,6 +15,7 @@ from chattune import hub
 from chattune.errors import BaseError, HubError, HubNotFound, HubUnreachable
 
 STARTER = "starter"
+DEFAULT_POSITIONS = 2048  # for a model whose config does not say how many tokens it can see
 _TOKENIZER_FILES = [
     *("config.json", "generation_config.json", "tokenizer*", "vocab*", "merges.txt"),
     *("special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),

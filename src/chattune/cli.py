@@ -77,9 +77,7 @@ Port = Annotated[int | None, typer.Option(help="Port; by default the first free 
 
 @app.command()
 def prepare(
-    recipe: Annotated[
-        str, typer.Argument(help="Shipped recipe, or path of a YAML file.")
-    ] = "starter",
+    recipe: RecipeName = "starter",
     data: Data = None,
     base: BaseName = None,
     output: Annotated[
@@ -213,7 +211,7 @@ def export(
 
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
-    """Report what this machine is, how chattune uses it, and what is missing."""
+    """Report what this machine is, how fast it is, and how chattune uses it."""
     from chattune.doctor import examine
 
     findings = examine()
@@ -293,7 +291,9 @@ def main() -> None:
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
             raise
-        typer.echo(f"chattune: {error.filename}: too long to be a path or a name", err=True)
+        typer.echo(
+            f"chattune: {error.filename}: too long to be a path or a name; shorten it", err=True
+        )
         sys.exit(2)
 
 
@@ -330,7 +330,7 @@ def _tune(recipe: "Recipe", folder: Path, *, resume: bool) -> "Run":
             arguments.append("--resume")
         raise Interrupted(
             f"{interruption}; go on with: chattune {shlex.join(arguments)}",
-            interruption.exit_code - 128,
+            interruption.signum,
         ) from None
 
 

@@ -32,7 +32,7 @@ def training_operations(
     each of its weights is multiplied once in the forward pass and once for the gradient of the
     inputs: 4 operations a token, and 6 if activations are recomputed. The output layer works on the
     `supervised` tokens alone and is never recomputed. The adapter's weights need their own gradient
-    as well: 6. `attention` is added as it is.
+    as well: 6. `attention` is a number of operations, which is added unchanged.
     """
     frozen = (6 if recomputed else 4) * layers * tokens + 4 * head * supervised
     return frozen + 6 * adapter * tokens + attention

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
     from torch import dtype
 
-_WORTHWHILE_GAIN = 1.3  # with a smaller one, the precision of fp32 is worth more than the time
+_WORTHWHILE_GAIN = 1.3  # below it, the precision of fp32 is worth more than the time
 
 
 @dataclass(frozen=True)
@@ -91,19 +91,19 @@ def matmul_rate(
     a = torch.randn(rows, inner, device=kind, dtype=dtype)
     b = torch.randn(inner, columns, device=kind, dtype=dtype)
     out = torch.empty(rows, columns, device=kind, dtype=dtype)
-    return 2 * rows * inner * columns / _seconds_a_call(lambda: torch.mm(a, b, out=out), seconds)
+    return 2 * rows * inner * columns / _seconds_per_call(lambda: torch.mm(a, b, out=out), seconds)
 
 
 def read_rate(megabytes: int = 256, seconds: float = 0.3) -> float:
     """Measure the rate of reading memory, of a CUDA GPU or else of the machine, in bytes/s.
 
-    It bounds decoding on a CPU. `megabytes` must be far more than the caches hold.
+    This rate bounds decoding on a CPU. `megabytes` must be far more than the caches hold.
     """
     import torch
 
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     numbers = torch.ones(megabytes << 17, dtype=torch.int64, device=kind)
-    return numbers.nbytes / _seconds_a_call(numbers.sum, seconds)
+    return numbers.nbytes / _seconds_per_call(numbers.sum, seconds)
 
 
 def synchronize() -> None:
@@ -114,7 +114,7 @@ def synchronize() -> None:
         torch.accelerator.synchronize()
 
 
-def _seconds_a_call(call: Callable[[], object], seconds: float) -> float:
+def _seconds_per_call(call: Callable[[], object], seconds: float) -> float:
     """Return the mean time of a call, measured for about `seconds` after a warm-up."""
     call()
     synchronize()
@@ -122,13 +122,13 @@ def _seconds_a_call(call: Callable[[], object], seconds: float) -> float:
     call()
     synchronize()
     # A GPU is waited for after several calls only, because each wait leaves it idle for a moment.
-    calls_a_wait = max(1, int(seconds / 20 / (time.perf_counter() - started)))
+    calls_per_wait = max(1, int(seconds / 20 / (time.perf_counter() - started)))
     calls, started = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - started) < seconds:
-        for _ in range(calls_a_wait):
+        for _ in range(calls_per_wait):
             call()
         synchronize()
-        calls += calls_a_wait
+        calls += calls_per_wait
     return elapsed / calls
 
 

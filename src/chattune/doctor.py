@@ -21,7 +21,7 @@ _SUPERVISED_SHARE = 0.5  # of the tokens, about as in Guanaco
 # Decoding in int8 as measured in docs/performance.md: the share of the reading rate that the
 # weights reach, and the seconds that each layer takes besides.
 _READING_SHARE, _LAYER_SECONDS = 0.75, 90e-6
-_BYTES_A_WEIGHT = 1
+_BYTES_PER_WEIGHT = 1
 
 _PACKAGES = ("chattune", "torch", "transformers", "trl", "peft", "datasets", "gradio")
 
@@ -55,14 +55,14 @@ def examine() -> dict[str, Any]:
 
 
 def _expected_rates(base: str, device: Device, flop_per_s: float, bytes_per_s: float) -> str:
-    """Return the tokens per second that training and, on a CPU, one reply may reach."""
+    """Return, as text, the tokens per second that training and, on a CPU, one reply may reach."""
     layers, width, vocabulary = _shape_of(base)
     weights, head = gpt_layer_weights(layers, width), vocabulary * width
-    a_token = training_operations(weights, head, tokens=1, supervised=_SUPERVISED_SHARE)
-    training = f"training {flop_per_s * TRAINING_SHARE[device.bf16] / a_token:,.0f}"
+    per_token = training_operations(weights, head, tokens=1, supervised=_SUPERVISED_SHARE)
+    training = f"training {flop_per_s * TRAINING_SHARE[device.bf16] / per_token:,.0f}"
     if device.kind != "cpu":
         return training
-    reading = (weights + head) * _BYTES_A_WEIGHT / (bytes_per_s * _READING_SHARE)
+    reading = (weights + head) * _BYTES_PER_WEIGHT / (bytes_per_s * _READING_SHARE)
     return f"{training} and replying {1 / (reading + layers * _LAYER_SECONDS):,.0f}"
 
 
@@ -75,7 +75,7 @@ def _shape_of(base: str) -> tuple[int, int, int]:
 
 
 def _hub_state() -> str:
-    """Return whether the Hub can be reached, asking it if it is not switched off."""
+    """Return, as text, whether the Hub can be reached; it is asked unless it is switched off."""
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
         return "switched off (HF_HUB_OFFLINE)"
     from urllib.error import HTTPError

@@ -63,7 +63,7 @@ class HubUnreachable(HubError):
 
 
 class VerificationError(ChattuneError):
-    """A saved model that computes something else than the trained model."""
+    """A saved model whose results differ from those of the trained model."""
 
 
 class Interrupted(ChattuneError):
@@ -71,7 +71,7 @@ class Interrupted(ChattuneError):
 
     def __init__(self, message: str, signum: int = signal.SIGINT) -> None:
         super().__init__(message)
-        self.exit_code = 128 + signum
+        self.signum, self.exit_code = signum, 128 + signum
 
 
 def first_line(error: BaseException) -> str:

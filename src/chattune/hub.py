@@ -31,7 +31,7 @@ def is_hub_id(name: str, kind: Kind) -> bool:
 
 
 def fetch(name: str, kind: Kind, patterns: Sequence[str], revision: str | None = None) -> Path:
-    """Download the files that match into the Hub's cache and return their folder.
+    """Download the files that match `patterns` into the Hub's cache and return their folder.
 
     The folder is named after the commit. Without a revision, this is the head of the main branch,
     or without a network the commit that was downloaded last. Raises HubError.
@@ -83,7 +83,7 @@ def _compare_hashes(name: str, kind: Kind, folder: Path) -> None:
             (folder / path).resolve().unlink(missing_ok=True)  # the content behind the link
             (folder / path).unlink(missing_ok=True)
         raise HubError(
-            f"{', '.join(damaged)} came down damaged (its hash is not the Hub's) and was "
+            f"{', '.join(damaged)}: damaged in the download (the hash differs from the Hub's) and "
             "removed; run the command again"
         )
     with suppress(OSError):  # the cache may be another user's and read-only

@@ -67,7 +67,7 @@ class LoraRecipe(Section):
     )
     targets: Literal["all-linear"] | list[str] = Field(
         "all-linear",
-        description="Names of the layers to adapt; `all-linear` is every linear one of each block.",
+        description="Names of the layers to adapt; `all-linear` is every linear layer of a block.",
     )
 
 
@@ -108,8 +108,13 @@ class TrainingRecipe(Section):
     @model_validator(mode="after")
     def _require_steps_or_epochs(self) -> "TrainingRecipe":
         if (self.steps is None) == (self.epochs is None):
-            raise ValueError("give either steps or epochs")
+            raise ValueError("give either steps or epochs, and not both")
         return self
+
+    @property
+    def conversations_per_step(self) -> int:
+        """The number of conversations that an optimiser step trains on."""
+        return self.batch_size * self.accumulation
 
 
 class Recipe(Section):
@@ -168,9 +173,9 @@ def parse_overrides(settings: Sequence[str]) -> dict[str, Any]:
 def fields(section: type[Section] = Recipe, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
     """Yield each dotted field with its default (`...` if it is required) and its description."""
     for name, field in section.model_fields.items():
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, Section):
-            yield from fields(inner, f"{prefix}{name}.")
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, Section):
+            yield from fields(annotation, f"{prefix}{name}.")
         else:
             default = ... if field.is_required() else field.default
             yield f"{prefix}{name}", default, field.description or ""
@@ -189,16 +194,17 @@ def _read(name: str) -> dict[str, Any]:
             ) from error
     else:
         raise RecipeError(
-            f"recipe {name!r}: no such file; give one, or one of the shipped recipes "
+            f"recipe {name!r}: no such file; give the path of a YAML file, or a shipped recipe "
             f"({', '.join(shipped())})"
         )
     try:
         tree = yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise RecipeError(f"{name}:{line}: not valid YAML: {error.problem}") from error
+        raise RecipeError(f"{name}:{line}: not valid YAML: {error.problem}; mend it") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise RecipeError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from error
+        reason = " ".join(str(error).split())
+        raise RecipeError(f"{name}: not valid YAML: {reason}; mend it") from error
     if not isinstance(tree, dict):
         raise RecipeError(f"recipe {name}: expected fields such as `base:` and `data:`")
     return tree
@@ -209,12 +215,12 @@ def _override(tree: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, A
         *parents, leaf = dotted.split(".")
         section = tree
         for parent in parents:
-            inner = section.setdefault(parent, {})
-            if not isinstance(inner, dict):
+            subsection = section.setdefault(parent, {})
+            if not isinstance(subsection, dict):
                 raise RecipeError(
                     f"--set {dotted}: {parent} is a value, not a section; set {parent} itself"
                 )
-            section = inner
+            section = subsection
         section[leaf] = value
         # Steps and epochs exclude each other, so the one that is set replaces the other.
         if dotted == "training.steps" and value is not None:

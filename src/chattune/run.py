@@ -1,8 +1,8 @@
-"""The run folder: its files, all of which are named here, its manifest and its checks.
+"""The run folder: the names of its files, its manifest and its checks.
 
-Stages exchange results only through this folder. Each file is written under a temporary name and
-then renamed. The manifest, with the size and SHA-256 of each file, is written last, so a folder
-without a manifest is an unfinished run.
+Tuning hands its results to chatting, serving and exporting only through this folder. Each file in
+it, except metrics.jsonl, is written under a temporary name and then renamed. The manifest, with the
+size and SHA-256 of each file, is written last, so a folder without a manifest is an unfinished run.
 """
 
 import hashlib
@@ -134,7 +134,10 @@ def save_into(folder: Path, save: Callable[[Path], object]) -> None:
 
 
 def seal(folder: Path) -> Run:
-    """Write the manifest, which marks the run as finished."""
+    """Write the manifest, which marks the run as finished.
+
+    The int8 weights are not listed, because they are made again whenever they are missing.
+    """
     names = sorted(f.name for f in folder.iterdir() if f.is_file() and f.name[0] != ".")
     files = [folder / name for name in names if name not in (MANIFEST, INT8)]
     write_json(folder / MANIFEST, {"files": {f.name: _size_and_hash(f) for f in files}})

@@ -130,7 +130,8 @@ class Template:
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except Exception as error:  # transformers raises many types for a damaged tokenizer
             raise BaseError(
-                f"{folder}: its tokenizer cannot be loaded ({first_line(error)})"
+                f"{folder}: its tokenizer cannot be loaded ({first_line(error)}); "
+                "save or download it again"
             ) from error
         return cls(tokenizer)
 
@@ -148,7 +149,7 @@ class Template:
                 )
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Return the ids that the model continues, exactly as they precede a reply in training."""
+        """Return the ids up to where the reply begins, exactly as they precede it in training."""
         roles: tuple[Role, ...] = (*(m.role for m in messages), "assistant")
         contents = [*self._encode_all([m.content for m in messages]), []]
         ids = self._fill(roles, contents).ids

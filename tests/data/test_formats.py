@@ -337,7 +337,7 @@ def test_columns_without_a_system_column() -> None:
 
 
 def test_a_column_that_the_row_has_not_is_a_bad_row() -> None:
-    with pytest.raises(BadRow, match="no column 'tell'; it has who, ask"):
+    with pytest.raises(BadRow, match="no column 'tell'; the row has who, ask"):
         read({"who": "", "ask": "Why?"}, columns=COLUMNS)
 
 

@@ -18,11 +18,7 @@ from chattune.template import IGNORED_LABEL
 from chattune.tuning import loss as losses
 from chattune.tuning import trainer, tune
 
-
-@pytest.fixture(autouse=True)
-def _no_reload(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Do not load every run again in a fresh process; tests/models/test_export.py does."""
-    monkeypatch.setattr("chattune.tuning.verify_run", lambda *_: 0.0)
+pytestmark = pytest.mark.usefixtures("quick_tuning")
 
 
 def recipe(base: Path | str, **settings: Any) -> Recipe:

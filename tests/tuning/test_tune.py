@@ -35,9 +35,8 @@ def in_fp32() -> Device:
 
 
 @pytest.fixture(autouse=True)
-def _quick_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Write short samples and skip the fresh process, which test_export and `run` start."""
-    monkeypatch.setattr("chattune.tuning.verify_run", lambda *_: 0.0)
+def _short_and_exact(quick_tuning: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write short samples, in fp32; `run` and test_export load a run in a fresh process."""
     monkeypatch.setattr("chattune.tuning.planning._SAMPLE_TOKENS", 4)
     monkeypatch.setattr("chattune.tuning.planning.find_device", in_fp32)
 

@@ -21,7 +21,7 @@ HELP = """\
 def talk(bot: Chatbot, console: Console) -> None:
     """Read and answer messages until the user leaves; Ctrl-C during a reply stops only the reply.
 
-    Errors of the user are printed, and the conversation goes on.
+    A UserError is printed, and the conversation goes on.
     """
     console.print("Type a message, or /help. Ctrl-D leaves.", style="dim")
     while True:

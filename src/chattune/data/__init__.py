@@ -27,12 +27,13 @@ log = logging.getLogger(__name__)
 
 
 def prepare(recipe: Recipe, output: Path | None = None, *, base: Base | None = None) -> Prepared:
-    """Read, clean, cut, tokenise and split the recipe's conversations, once for each content.
+    """Read, clean, cut, tokenise and split the recipe's conversations.
 
-    The result is written to `output`, or else to the cache under a hash of source, settings and
-    tokenizer. A `data.source` that is the folder of an earlier preparation is loaded as it is: its
-    own settings count, and those of the recipe that differ are logged. `base` is the recipe's base
-    if the caller has found it already; otherwise it is looked up without its weights.
+    The result is written to `output`. Without one it goes to the cache, under a hash of source,
+    settings and tokenizer, and is read from there the next time. A `data.source` that is the folder
+    of an earlier preparation is loaded as it is: its own settings count, and those of the recipe
+    that differ are logged. `base` is the recipe's base if the caller has found it already;
+    otherwise it is looked up without its weights.
 
     Raises DataError, BaseError, RecipeError or OutputError and then leaves nothing half-written.
     """
@@ -47,11 +48,11 @@ def prepare(recipe: Recipe, output: Path | None = None, *, base: Base | None = N
         check_output_folder(output, "output")
     if store.is_prepared(recipe.data.source):
         return store.open_prepared(recipe, base, template, output)
-    content = source_hash(recipe.data)
-    key = _cache_key(recipe, template, content or "unknown")
+    content_hash = source_hash(recipe.data)
+    key = _cache_key(recipe, template, content_hash or "unknown")
     folder = output or cache_folder() / "prepared" / key
-    if output is None and content is not None and store.is_complete(folder):
-        log.info("prepared before, read from the cache")
+    if output is None and content_hash is not None and store.is_complete(folder):
+        log.info("the conversations were prepared before and are read from the cache")
     else:
         _write(recipe, base, template, key, folder)
     return store.read_folder(folder, template)
@@ -96,12 +97,12 @@ def _write(recipe: Recipe, base: Base, template: Template, key: str, folder: Pat
         write_json(temporary / store.ORIGIN, origin.model_dump(mode="json"))
 
 
-def _cache_key(recipe: Recipe, template: Template, content: str) -> str:
+def _cache_key(recipe: Recipe, template: Template, content_hash: str) -> str:
     settings = {
         "version": __version__,
         "data": recipe.data.model_dump(),
         "seed": recipe.seed,
-        "source": content,
+        "source": content_hash,
         "tokenizer": store.tokenizer_hash(template),
     }
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""The cleaning of conversations: what cannot be used or came before is dropped under a reason."""
+"""The cleaning of conversations: unusable and repeated ones are dropped and counted by reason."""
 
 import hashlib
 import re
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from chattune.conversation import Conversation, Message, alternates
 from chattune.data.report import Tally
 
-SIMILAR = 0.9  # Jaccard similarity of word 5-grams above which two conversations count as one
+SIMILAR = 0.9  # Jaccard similarity of word 5-grams from which on conversations are duplicates
 # Eight bands of eight rows find 99 of 100 pairs of that similarity: 1 - (1 - 0.9^8)^8.
 _BANDS, _ROWS = 8, 8
 _WORD = re.compile(r"\w+")
@@ -99,7 +99,10 @@ class _Seen:
         return added.rowcount == 0
 
     def similar(self, conversation: Conversation) -> bool:
-        """Return whether a conversation of at least SIMILAR was seen; if not, remember this one."""
+        """Return whether a conversation with at least the similarity SIMILAR was seen.
+
+        If none was, remember this one.
+        """
         minima = self._signature(conversation)
         # The band's number is part of the hash, so that only equal bands of equal number match.
         bands = [
@@ -124,6 +127,7 @@ class _Seen:
         return False
 
     def _signature(self, conversation: Conversation) -> _Signature:
+        """Return the MinHash signature (_BANDS * _ROWS) of a conversation's word 5-grams."""
         text = " ".join(m.content for m in conversation.messages).lower()
         words = _WORD.findall(text) or text.split()  # a text of emoji alone has no \w
         grams = {" ".join(words[i : i + 5]).encode() for i in range(max(1, len(words) - 4))}

@@ -55,7 +55,7 @@ def content_hash(source: str) -> str:
     for path in local_files(source):
         try:
             if _suffix(path) not in (".parquet", ".json"):
-                next(_lines(path), None)  # refuses a line above MAX_LINE before hashing it
+                next(_lines(path), None)  # refuses a first line above MAX_LINE before hashing
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         except _READ_ERRORS as error:

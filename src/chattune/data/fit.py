@@ -56,7 +56,7 @@ def _replies(conversation: Conversation) -> int:
 def _shorten(conversation: Conversation, template: Template, max_length: int) -> Conversation | str:
     """Cut a conversation after the last reply that fits, or else within its first reply.
 
-    Returns the reason to drop it if neither is possible.
+    Returns the reason to drop the conversation if neither is possible.
     """
     replies = [i for i, role in enumerate(conversation.roles) if role == "assistant"]
     fitting = None
@@ -72,7 +72,10 @@ def _shorten(conversation: Conversation, template: Template, max_length: int) ->
 
 
 def _shorten_reply(first: Conversation, template: Template, max_length: int) -> Conversation | str:
-    """Cut the reply of a single exchange after its last sentence that fits."""
+    """Cut the reply of a single exchange after its last sentence that fits.
+
+    Returns the reason to drop the conversation if no sentence fits.
+    """
 
     def with_reply(content: str) -> Conversation:
         return Conversation((*first.messages[:-1], replace(first.messages[-1], content=content)))

@@ -91,7 +91,7 @@ def _refuse_mixed(row: Row, row_format: Format, first: Row, first_format: Format
 def _excerpt(row: Row) -> str:
     """Return the start of a row as JSON on one line, for an error message."""
     text = json.dumps(row.fields, ensure_ascii=False, default=str)
-    # JSON leaves some characters as they are at which terminals break a line, such as U+2028.
+    # JSON does not escape characters such as U+2028, at which terminals break a line.
     text = "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
     return text if len(text) <= 120 else text[:117] + "..."
 
@@ -150,6 +150,7 @@ def _columns(system: str | None, user: tuple[str, ...], assistant: str) -> Calla
 
 
 def _mapped(columns: Any) -> Format:
+    """Return a format that reads the columns which the recipe names for the roles."""
     missing = {"user", "assistant"} - set(columns)
     if missing:
         raise DataError(
@@ -160,7 +161,7 @@ def _mapped(columns: Any) -> Format:
     def checked(row: Fields, recipe: DataRecipe) -> list[Conversation]:
         absent = [c for c in columns.values() if c not in row]
         if absent:
-            raise BadRow(f"no column {absent[0]!r}; it has {', '.join(map(str, row))}")
+            raise BadRow(f"no column {absent[0]!r}; the row has {', '.join(map(str, row))}")
         conversations: list[Conversation] = read(row, recipe)
         return conversations
 
@@ -168,6 +169,8 @@ def _mapped(columns: Any) -> Format:
 
 
 def _messages(field: str, role_key: str, text_key: str) -> Callable[..., Any]:
+    """Make a reader of rows whose `field` is a list of turns."""
+
     def read(row: Fields, _: DataRecipe) -> list[Conversation]:
         return [Conversation(tuple(_turns(row.get(field), role_key, text_key)))]
 
@@ -208,6 +211,7 @@ def _oasst_tree(row: Fields, recipe: DataRecipe) -> list[Conversation]:
 
 
 def _paths(node: Any, *, best: bool) -> Iterator[list[Message]]:
+    """Yield the paths from a tree's node to its leaves, or only the best-ranked one."""
     if not isinstance(node, dict) or "text" not in node or "role" not in node:
         raise BadRow("a tree node without text and role")
     role = _SPEAKERS.get(str(node["role"]).lower())

@@ -62,8 +62,8 @@ def hub_rows(recipe: DataRecipe, seed: int) -> Iterator[Row]:
                 yield from _streamed_rows(builder, recipe, seed)
     except (DatasetNotFoundError, HubNotFound) as error:
         raise DataError(
-            f"{source}: no such data set on the Hub (or it is private: hf auth login), "
-            "and no such file"
+            f"{source}: no such data set on the Hub, or it is private or gated, and no such file; "
+            "check the name, or log in with `hf auth login`"
         ) from error
     except HubUnreachable as error:
         raise DataError(
@@ -96,12 +96,13 @@ def _hub_files(builder: Any) -> list[str]:
 
 
 def _hub_size(source: str, commit: str, files: list[str]) -> int:
+    """Return the number of bytes of some of a data set's files."""
     import huggingface_hub
 
     if not files:
         return 0
-    about = huggingface_hub.HfApi().dataset_info(source, revision=commit, files_metadata=True)
-    return sum(file.size or 0 for file in about.siblings or [] if file.rfilename in set(files))
+    info = huggingface_hub.HfApi().dataset_info(source, revision=commit, files_metadata=True)
+    return sum(file.size or 0 for file in info.siblings or [] if file.rfilename in set(files))
 
 
 def _fetched_rows(builder: Any, recipe: DataRecipe, seed: int) -> Iterator[Row]:

@@ -166,9 +166,9 @@ def as_table(report: DataReport) -> RenderableType:
 def as_mask(examples: Sequence[Rendered], template: Template) -> RenderableType:
     """Show examples for the terminal, with the supervised tokens on a green background."""
     shown: list[RenderableType] = []
-    for n, example in enumerate(examples, 1):
+    for number, example in enumerate(examples, 1):
         count = sum(example.supervised)
-        text = Text(f"example {n}: {len(example.ids)} tokens, {count} supervised\n")
+        text = Text(f"example {number}: {len(example.ids)} tokens, {count} supervised\n")
         for ids, supervised in _spans(example):
             decoded = template.decode(ids, special=True)
             text.append(decoded, style="black on green" if supervised else "dim")

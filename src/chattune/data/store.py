@@ -137,7 +137,8 @@ def is_prepared(source: str) -> bool:
 def open_prepared(recipe: Recipe, base: Base, template: Template, output: Path | None) -> Prepared:
     """Load the folder of an earlier preparation, after copying it to `output` if that is given.
 
-    Raises DataError if it is damaged or was prepared for a base that renders otherwise.
+    Raises DataError if it is damaged, or was prepared for a base with another tokenizer or fewer
+    positions than it needs.
     """
     folder = Path(recipe.data.source)
     origin = _read_origin(folder)
@@ -188,10 +189,10 @@ def _read_origin(folder: Path) -> Origin:
 
 def _unused_settings(recipe: Recipe, origin: Origin) -> list[str]:
     """Name the data settings of the recipe that differ from those of the preparation."""
-    prepared, present = (data.model_dump(exclude={"source"}) for data in (origin.data, recipe.data))
+    prepared, current = (data.model_dump(exclude={"source"}) for data in (origin.data, recipe.data))
     unused = [
         f"data.{name}: prepared with {prepared[name]}, the recipe's {value} is not used"
-        for name, value in present.items()
+        for name, value in current.items()
         if value != prepared[name]
     ]
     if origin.data.rows is not None and origin.seed != recipe.seed:

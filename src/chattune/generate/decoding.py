@@ -47,7 +47,7 @@ class Decoding(BaseModel):
 
     @property
     def greedy(self) -> bool:
-        """Whether each token is the most probable one."""
+        """True if each token is the most probable one."""
         return not self.do_sample or self.temperature <= _GREEDY
 
     @classmethod
@@ -64,7 +64,9 @@ class Decoding(BaseModel):
         except FileNotFoundError:
             return cls()
         except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise ChatError(f"{path}: cannot be read ({error})") from error
+            raise ChatError(
+                f"{path}: cannot be read ({error}); mend it, or remove it to use the defaults"
+            ) from error
         try:
             return cls().but(**recommended)
         except ChatError as error:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chattune.base import STARTER, Base, find_base
+from chattune.base import DEFAULT_POSITIONS, STARTER, Base, find_base
 from chattune.device import Device
 from chattune.errors import BaseError, RunError, first_line
 from chattune.run import Run, is_run
@@ -46,7 +46,10 @@ def find(run_or_model: str | Path) -> tuple[Base, Run | None]:
 
 
 def load(run_or_model: str | Path, device: Device) -> Loaded:
-    """Load a run or a model, as `find` finds it, as transformers' modules in fp32."""
+    """Load a run or a model, looked up by `find`, as transformers modules in fp32.
+
+    Raises what `find`, `load_adapted` and `load_base` raise.
+    """
     base, run = find(run_or_model)
     model = load_adapted(run.folder, base, device) if run else load_base(base, device)
     template = Template.load(run.folder if run else base.folder)
@@ -62,7 +65,7 @@ def load_base(base: Base, device: Device, dtype: "torch.dtype | None" = None) ->
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as hf_logging
 
-    hf_logging.disable_progress_bar()  # not needed: errors are raised
+    hf_logging.disable_progress_bar()  # a failure is raised as an error, which is enough
     try:
         model, loaded = AutoModelForCausalLM.from_pretrained(
             base.folder,
@@ -73,11 +76,15 @@ def load_base(base: Base, device: Device, dtype: "torch.dtype | None" = None) ->
         )
     except Exception as error:  # safetensors and transformers raise many kinds
         raise BaseError(
-            f"base {base.name}: its weights cannot be loaded ({first_line(error)})"
+            f"base {base.name}: its weights cannot be loaded ({first_line(error)}); "
+            "save or download them again"
         ) from error
     # transformers would initialise these at random, with no more than a warning.
     if absent := sorted({*loaded["missing_keys"], *map(str, loaded["mismatched_keys"])}):
-        raise BaseError(f"base {base.name}: its weights lack {len(absent)} tensors, as {absent[0]}")
+        raise BaseError(
+            f"base {base.name}: its weights lack {len(absent)} tensors, such as {absent[0]}; "
+            "save or download them again"
+        )
     # peft and Trainer write this name into their files as the base's.
     model.name_or_path = model.config._name_or_path = base.portable_name
     on_device: PreTrainedModel = model.to(device.torch).eval()
@@ -97,7 +104,8 @@ def load_adapted(
         return PeftModel.from_pretrained(load_base(base, device, dtype), folder).eval()
     except (RuntimeError, ValueError, OSError) as error:
         raise RunError(
-            f"run {folder}: its adapter does not fit {base.name} ({str(error)[:200]})"
+            f"run {folder}: its adapter does not fit {base.name} ({str(error)[:200]}); "
+            "copy or tune the run again"
         ) from error
 
 
@@ -113,8 +121,8 @@ def shape_of(base: Base) -> "PreTrainedModel":
 
 
 def positions(base: Base) -> int:
-    """Return how many tokens a base can see at once: 2048 where its config does not say."""
-    return base.positions or 2048
+    """Return how many tokens a base can see at once, or a default if its config does not say."""
+    return base.positions or DEFAULT_POSITIONS
 
 
 def _refuse_other_base(run: Run, base: Base) -> None:
@@ -122,5 +130,6 @@ def _refuse_other_base(run: Run, base: Base) -> None:
     if base.fingerprint() != expected["fingerprint"]:
         raise RunError(
             f"run {run.folder}: was tuned on other weights of {base.name} than those in "
-            f"{base.folder}; its adapter would compute nonsense on these"
+            f"{base.folder}, on which its adapter would compute nonsense; restore those weights, "
+            "or tune the run again"
         )

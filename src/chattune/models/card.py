@@ -12,7 +12,6 @@ def model_card(run: Run, *, merged: bool = False) -> str:
     if is_on_hub(base):
         metadata.insert(0, f"base_model: {base}")
     loss = result["validation_loss"]
-    a_step = recipe.training.batch_size * recipe.training.accumulation
     kind = "LoRA adapter for the base named below"
     if merged:
         kind = "stand-alone model: the LoRA adapter is merged into the base's weights, in fp32"
@@ -21,7 +20,10 @@ def model_card(run: Run, *, merged: bool = False) -> str:
         ("conversations", f"`{data['source']}` ({data['format']}), {data['train']:,} trained on"),
         ("tokens", f"{data['tokens']:,}, {data['supervised_tokens']:,} supervised"),
         ("adapter", f"LoRA r={recipe.lora.rank}, alpha={recipe.lora.alpha:g}"),
-        ("steps", f"{result['steps']:,} of {a_step} conversations"),
+        (
+            "steps",
+            f"{result['steps']:,} of {recipe.training.conversations_per_step} conversations",
+        ),
         ("adapter kept", f"that of step {result['best_step']:,}"),
         ("validation loss", "not measured" if loss is None else f"{loss:.4f} nats per token"),
         ("device", f"{facts['device']['name']}, {result['seconds']:.0f} s"),
@@ -49,8 +51,8 @@ stored with the tokenizer.
 
 ## Samples
 
-The first held-out questions, each answered once and not selected
-({_settings(facts["decoding"])}).
+The first held-out questions, or training questions if none is held out. Each is answered once; the
+replies are not selected ({_settings(facts["decoding"])}).
 
 {samples}
 

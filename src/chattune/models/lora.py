@@ -27,9 +27,10 @@ def target_modules(recipe: LoraRecipe, model: "PreTrainedModel") -> dict[str, li
     unknown = [name for name in recipe.targets if name not in known]
     if unknown or not recipe.targets:
         nearest = difflib.get_close_matches(unknown[0], known, n=1) if unknown else []
+        problem = f"{', '.join(unknown)} not in this base" if unknown else "the list is empty"
         raise RecipeError(
-            f"lora.targets: {', '.join(unknown) or 'an empty list'} not in this base; it has "
-            f"{', '.join(sorted(known))}" + (f"; did you mean {nearest[0]}?" if nearest else "")
+            f"lora.targets: {problem}; the base has {', '.join(sorted(known))}"
+            + (f"; did you mean {nearest[0]}?" if nearest else "")
         )
     return {name: known[name] for name in recipe.targets}
 

@@ -24,6 +24,7 @@ def speed_up_lora(model: nn.Module) -> None:
 
 
 def _fast_forward(module: Any) -> Any:
+    """Return a forward method for a LoRA layer; peft's own serves what _LoraLinear cannot."""
     peft_forward = module.forward
 
     def forward(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -55,7 +56,7 @@ def _fast_forward(module: Any) -> Any:
 
 
 class _LoraLinear(torch.autograd.Function):
-    """x W^T + bias + scaling * dropout(x) A^T B^T, without gradients for the base's W and bias."""
+    """The sum x W^T + bias + scaling * dropout(x) A^T B^T, with no gradient for W and bias."""
 
     @staticmethod
     def forward(

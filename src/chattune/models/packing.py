@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from chattune.base import DEFAULT_POSITIONS
 from chattune.families import find_wing
 from chattune.models.lora_linear import speed_up_lora
 
@@ -23,7 +24,7 @@ _LEAK_TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class Packing:
-    """How a model is given a pack.
+    """The way in which a model takes a pack.
 
     `exact` says whether it computes each conversation of a pack as if it were alone; if not, it may
     only be given single conversations. `takes_lengths` says whether its wing has given it the
@@ -64,7 +65,7 @@ def causal_model(model: "PreTrainedModel | PeftModel") -> "PreTrainedModel":
 
 @torch.no_grad()
 def probe_packing(model: "PreTrainedModel", *, takes_lengths: bool) -> Packing:
-    """Compute three conversations in a pack and each alone, and compare.
+    """Find out whether a model takes packs: compute three conversations in a pack and each alone.
 
     Every model is tried, because no documentation says what a model makes of position ids that
     start anew, which is transformers' convention for packs: it may ignore them, or carry state from
@@ -78,7 +79,7 @@ def probe_packing(model: "PreTrainedModel", *, takes_lengths: bool) -> Packing:
 
 @contextmanager
 def evaluating(model: "PreTrainedModel") -> Iterator[None]:
-    """Put a model into evaluation mode for a while, without dropout."""
+    """Put a model into evaluation mode, without dropout, while the block runs."""
     was_training = model.training
     model.eval()
     try:
@@ -88,8 +89,9 @@ def evaluating(model: "PreTrainedModel") -> Iterator[None]:
 
 
 def _equals_each_alone(model: "PreTrainedModel", packing: Packing) -> bool:
-    positions = model.config.get_text_config().to_dict().get("max_position_embeddings") or 2048
-    # The first is longer than GPT-Neo's window of 256.
+    config = model.config.get_text_config().to_dict()
+    positions = config.get("max_position_embeddings") or DEFAULT_POSITIONS
+    # The first is longer than GPT-Neo's window of 256, so that local attention is tried as well.
     lengths = [min(n, positions) for n in (300, 7, 40)]
     middle = slice(lengths[0], lengths[0] + lengths[1])
     vocabulary = model.get_input_embeddings().weight.shape[0]

@@ -2,7 +2,7 @@
 
 from chattune.conversation import Message
 
-# `chattune quickstart` asks these. None of them is worded as a training conversation.
+# `chattune quickstart` asks these. None of them is worded like a question of the conversations.
 QUESTIONS = [
     Message("user", "Hi there, nice to see you!"),
     Message("user", "Could you tell me your name?"),

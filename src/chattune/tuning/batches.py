@@ -43,10 +43,10 @@ def passes(
 
 
 def packs(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Return the indices of conversations in as few packs of at most `budget` tokens as possible.
+    """Distribute conversations over few packs of at most `budget` tokens; return their indices.
 
     The packs have about the same size: the longest conversations go first, each into the emptiest
-    pack. A conversation that is longer than the budget is a pack of its own.
+    pack. A conversation that fills or exceeds the budget is a pack of its own.
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     alone = [[i] for i in order if lengths[i] >= budget]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _VALUES_PER_UNIT = 16
 _LIBRARY_BYTES = 1 << 30  # PyTorch and everything else that is not the model
 _MEMORY_SHARE = 0.8  # the share of the memory that a run may take
-# Tokens of a pack, above which the matrices are so large that more gain no speed.
+# Tokens in a pack beyond which larger matrices are no faster.
 _ENOUGH_TOKENS = {"cpu": 640, "mps": 4096, "cuda": 16384}
 
 
@@ -24,8 +24,8 @@ _ENOUGH_TOKENS = {"cpu": 640, "mps": 4096, "cuda": 16384}
 class Estimate:
     """The memory in bytes and the time in seconds that a run takes, and how it is made to fit.
 
-    `parameters` counts the base's and `trainable` the adapter's. A pack has at most `token_budget`
-    tokens. With `checkpointing`, activations are recomputed in the backward pass.
+    `parameters` counts the base's weights and `trainable` the adapter's. A pack has at most
+    `token_budget` tokens. With `checkpointing`, activations are recomputed in the backward pass.
     """
 
     parameters: int
@@ -58,11 +58,11 @@ def estimate(
     token_bytes = _activation_bytes(shape, longest, item_bytes)
     # Counted from all memory, not from what is free now, because a run that is resumed later must
     # cut its steps alike.
-    free = int(_MEMORY_SHARE * device.memory - fixed)
-    checkpointing = free < longest * token_bytes
+    activation_memory = int(_MEMORY_SHARE * device.memory - fixed)
+    checkpointing = activation_memory < longest * token_bytes
     if checkpointing:  # only each layer's input is kept, and the activations of one layer
         token_bytes = 2 * token_bytes // config.num_hidden_layers + item_bytes * config.hidden_size
-    token_budget = min(_ENOUGH_TOKENS[device.kind], max(free // token_bytes, longest))
+    token_budget = min(_ENOUGH_TOKENS[device.kind], max(activation_memory // token_bytes, longest))
     memory = int(fixed + max(token_budget, longest) * token_bytes)
 
     operations = training_operations(

@@ -29,7 +29,10 @@ class Meter:
 
 
 class Journal(TrainerCallback):  # type: ignore[misc]  # transformers' callbacks are untyped
-    """Writes metrics.jsonl, tells the watcher, stops on a signal and marks complete checkpoints."""
+    """A callback that records the training and lets a signal stop it.
+
+    It writes metrics.jsonl, tells the watcher about each step, and marks complete checkpoints.
+    """
 
     def __init__(
         self, folder: Path, watcher: Watcher, interruption: Interruption, meter: Meter
@@ -98,7 +101,7 @@ class Journal(TrainerCallback):  # type: ignore[misc]  # transformers' callbacks
         self._watcher.end()
 
     def _keep_lines_until(self, step: int) -> None:
-        """Remove the lines after `step`, the last checkpoint's, and one that is half written."""
+        """Remove the lines of steps after `step`, the last checkpoint's, and a line cut short."""
         if self._file.exists():
             lines = [line for line in self._file.read_text("utf-8").split("\n")[:-1] if line]
             kept = [line for line in lines if json.loads(line)["step"] <= step]

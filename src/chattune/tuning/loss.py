@@ -28,7 +28,7 @@ class SupervisedLoss:
     """
 
     def __init__(self, model: Any, packing: Packing) -> None:
-        """Take a transformers or peft model, and how it is given packs."""
+        """Take a transformers or peft model, and the way in which it takes packs."""
         self._causal = causal_model(model)
         self._packing = packing
         self._uses_hidden_states = self._logits_are_output_layer()
@@ -59,8 +59,10 @@ class SupervisedLoss:
             ids = torch.arange(8, device=self._causal.device)[None]
             logits = self._causal(ids, use_cache=False).logits
             hidden = self._causal.base_model(ids, use_cache=False).last_hidden_state
-            ours = self._causal.get_output_embeddings()(hidden)
-        return ours.shape == logits.shape and torch.allclose(ours, logits, rtol=1e-4, atol=1e-4)
+            projected = self._causal.get_output_embeddings()(hidden)
+        return projected.shape == logits.shape and torch.allclose(
+            projected, logits, rtol=1e-4, atol=1e-4
+        )
 
 
 def summed_cross_entropy(
@@ -79,6 +81,8 @@ def summed_cross_entropy(
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
+    """The summed cross entropy, whose forward pass also computes the gradients, by chunks."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -99,12 +103,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             rows = torch.arange(len(probabilities), device=probabilities.device)
             target_indices = targets[chunk] + rows * probabilities.shape[1]
             flat = probabilities.view(-1)
-            of_target = flat[target_indices]
+            target_probabilities = flat[target_indices]
             # A probability below the dtype's smallest normal number counts as that number, which is
             # 87 nats in fp32 and bf16, instead of infinity.
-            smallest = torch.finfo(of_target.dtype).tiny
-            nats -= of_target.float().clamp_min(smallest).log().sum()
-            flat[target_indices] = of_target - 1  # now it is the gradient for the logits
+            smallest = torch.finfo(target_probabilities.dtype).tiny
+            nats -= target_probabilities.float().clamp_min(smallest).log().sum()
+            flat[target_indices] = target_probabilities - 1  # now the gradient for the logits
             if d_hidden is not None:
                 torch.mm(probabilities, weight, out=d_hidden[chunk])
             if d_weight is not None:

@@ -20,7 +20,7 @@ _SAMPLE_TOKENS = 96  # the longest reply in samples.json
 
 @dataclass(frozen=True)
 class Plan:
-    """What a recipe means on this machine: base, data, device, steps, memory and time.
+    """The meaning of a recipe on this machine: base, data, device, steps, memory and time.
 
     `decoding` are the settings of the sample replies, as the base recommends them.
     """
@@ -45,7 +45,7 @@ class Plan:
 
     def explain(self) -> list[str]:
         """Return one line for each derived value, with its reason."""
-        needs, conversations = self.estimate, conversations_per_step(self.recipe)
+        needs, conversations = self.estimate, self.recipe.training.conversations_per_step
         epochs = self.steps * conversations / len(self.prepared.train)
         return [
             f"device: {self.device.kind} ({self.device.name}, {self.device.threads} threads)",
@@ -71,7 +71,7 @@ def plan(recipe: Recipe) -> Plan:
     base = find_base(recipe.base)
     decoding = Decoding.of(base.folder).but(max_new_tokens=_SAMPLE_TOKENS)
     shape = shape_of(base)
-    trainable = adapter_weights(recipe.lora, shape)  # also refuses targets that are not there
+    trainable = adapter_weights(recipe.lora, shape)  # also refuses targets that the base lacks
     prepared = prepare(recipe, base=base)
     device = find_device()
     if recipe.training.patience is not None and not len(prepared.validation):
@@ -81,7 +81,7 @@ def plan(recipe: Recipe) -> Plan:
         )
     steps = _total_steps(recipe, len(prepared.train))
     report = prepared.report
-    tokens = steps * conversations_per_step(recipe) * report.tokens / report.kept
+    tokens = steps * recipe.training.conversations_per_step * report.tokens / report.kept
     supervised = tokens * report.supervised_tokens / report.tokens
     needs = estimate(
         recipe, shape, device, trainable=trainable, tokens=tokens, supervised=supervised
@@ -89,16 +89,11 @@ def plan(recipe: Recipe) -> Plan:
     return Plan(recipe, base, device, prepared, steps, needs, decoding)
 
 
-def conversations_per_step(recipe: Recipe) -> int:
-    """Return how many conversations an optimiser step has."""
-    return recipe.training.batch_size * recipe.training.accumulation
-
-
 def _total_steps(recipe: Recipe, conversations: int) -> int:
-    """Return the optimiser steps of a recipe that trains on so many conversations."""
+    """Return a recipe's optimiser steps, for training data of so many conversations."""
     training = recipe.training
     if training.steps is not None:
         return training.steps
     assert training.epochs is not None  # the recipe has one of the two
-    steps_an_epoch = math.ceil(conversations / conversations_per_step(recipe))
-    return max(1, math.ceil(training.epochs * steps_an_epoch))
+    steps_per_epoch = math.ceil(conversations / training.conversations_per_step)
+    return max(1, math.ceil(training.epochs * steps_per_epoch))

@@ -29,8 +29,8 @@ def sample_replies(
     rows: list[dict[str, Any]] = []
     for seed, messages in enumerate(questions):
         prompt = template.prompt(messages)
-        free = min(decoding.max_new_tokens, positions - len(prompt))
-        settings = decoding.but(seed=seed, max_new_tokens=free)
+        budget = min(decoding.max_new_tokens, positions - len(prompt))
+        settings = decoding.but(seed=seed, max_new_tokens=budget)
         with model.disable_adapter():
             base = _reply(engine, prompt, template, settings)
         tuned = _reply(engine, prompt, template, settings)

@@ -26,7 +26,7 @@ from chattune.tuning.batches import collate, passes
 from chattune.tuning.interrupt import Interruption
 from chattune.tuning.journal import Journal, Meter
 from chattune.tuning.loss import SupervisedLoss
-from chattune.tuning.planning import Plan, conversations_per_step
+from chattune.tuning.planning import Plan
 from chattune.tuning.progress import Watcher
 from chattune.tuning.resuming import latest_checkpoint, step_of
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_VALIDATION_BATCH = 64  # conversations from which packs are made
+_VALIDATION_BATCH = 64  # conversations that are cut into packs together
 # transformers' "constant" ignores the warm-up silently; every schedule of a recipe has one.
 _SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
 
@@ -131,7 +131,7 @@ def _arguments(plan: Plan, folder: Path) -> SFTConfig:
     config = SFTConfig(
         output_dir=str(folder / CHECKPOINTS),
         max_steps=plan.steps,
-        per_device_train_batch_size=conversations_per_step(plan.recipe),
+        per_device_train_batch_size=plan.recipe.training.conversations_per_step,
         gradient_accumulation_steps=1,  # a step is cut into packs of tokens instead
         learning_rate=training.learning_rate,
         lr_scheduler_type=_SCHEDULES[training.schedule],
@@ -213,8 +213,8 @@ class _Trainer(SFTTrainer):  # type: ignore[misc]  # trl is untyped
         """Run forward and backward of a step, pack by pack; return the step's loss.
 
         The loss is the mean over the step's supervised tokens, so 4 x 4 conversations equal 16 x 1.
-        If memory runs out, the step is done again in packs of half as many tokens, and so are the
-        steps after it.
+        If memory runs out, the step is done again in packs of half as many tokens, and later steps
+        keep to packs of that size.
         """
         model.train()
         inputs = self._prepare_inputs(inputs)
