@@ -10,8 +10,8 @@ from typing import Any
 def measure(script: str, contender: str, **options: object) -> dict[str, Any]:
     """Run `script --contender NAME` with more options, and return the JSON of its last line.
 
-    A fresh process has neither the memory nor the settings of the contenders before it. If it fails,
-    the benchmark ends with the error.
+    A fresh process has neither the memory nor the settings of the contenders before it. If it
+    fails, the benchmark ends with the error.
     """
     arguments = [f"--{name}={value}" for name, value in options.items()]
     process = subprocess.run(
