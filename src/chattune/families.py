@@ -2,7 +2,7 @@
 
 The code of a family is a package, called its wing, with the functions of the protocol `Wing`. Every
 other part of chattune asks `find_wing` and names no family itself; a model without a wing is
-computed by transformers. To add a family, write its package and add a line to `WINGS`.
+computed by transformers. To add a family, write its package and add it to `WINGS`.
 """
 
 from collections.abc import Callable, Sequence
@@ -47,7 +47,7 @@ class Decoder(Protocol):
 
 
 class Wing(Protocol):
-    """What a model family's package offers to the stages."""
+    """The functions that a model family's package offers."""
 
     def speed_up_training(self, model: "PreTrainedModel") -> bool:
         """Change in place how a model computes packs; return whether it takes `pack_lengths`."""

@@ -33,7 +33,7 @@ class _Request:
 
 
 class FastEngine:
-    """Generates with a family's decoder; see Engine. Several threads may use it at once.
+    """An engine that generates with a family's decoder; see Engine. Several threads may use it.
 
     A thread that wants a token and finds none ready computes the next step for everybody. A reply
     does not depend on what is decoded beside it. Without a seed it does depend, by rounding, on how
