@@ -1,9 +1,11 @@
-"""Run one contender of a benchmark in a process of its own."""
+"""Run one contender of a benchmark in a process of its own, or beside a busy one."""
 
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -22,3 +24,17 @@ def measure(script: str, contender: str, **options: object) -> dict[str, Any]:
         sys.exit(f"{contender} failed:\n{process.stderr[-3000:]}")
     measured: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
     return measured
+
+
+@contextmanager
+def busy_process(*, busy: bool) -> Iterator[None]:
+    """Let another process compute without a pause, at the lowest priority, if `busy`."""
+    if not busy:
+        yield
+        return
+    command = ["nice", "-n", "19", sys.executable, "-c", "while True: pass"]
+    with subprocess.Popen(command) as process:
+        try:
+            yield
+        finally:
+            process.kill()

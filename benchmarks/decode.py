@@ -134,7 +134,8 @@ class Clock:
 def contend(name: str, arguments: argparse.Namespace, repeats: int) -> dict[str, Any]:
     """Measure one contender in a process of its own."""
     options = {"base": arguments.base, "threads": arguments.threads}
-    return contender.measure(__file__, name, repeats=repeats, **options)
+    with contender.busy_process(busy=arguments.busy):
+        return contender.measure(__file__, name, repeats=repeats, **options)
 
 
 def compare(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -187,6 +188,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--repeats", type=int, default=2, help=argparse.SUPPRESS)
+    parser.add_argument("--busy", action="store_true", help="beside a busy process")
     parser.add_argument("--contender", choices=["int8", "none", *PEERS], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.contender is None:

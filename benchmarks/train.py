@@ -8,7 +8,8 @@ supervised on the same tokens. Each contender runs in a process of its own, one 
 chattune runs before and after TRL. Tokens are those of conversations, without padding. chattune's
 first step and TRL's first pass of four conversations are not measured.
 
-best     without gradient checkpointing; bf16 autocast only if the machine multiplies bf16 fast
+best     without gradient checkpointing, batches of conversations of like length, and bf16 autocast
+         only if the machine multiplies bf16 fast
 default  TRL's defaults: bf16 autocast and gradient checkpointing. A CPU without bf16 takes minutes
          for four conversations, so there it runs only if --only names it
 """
@@ -125,7 +126,11 @@ def trl(base: str, data: str, steps: int, mode: str, limit: float) -> dict[str, 
     prepared = prepare(chosen)
     tokenizer = prepared.template.tokenizer
     tokenizer.pad_token = tokenizer.eos_token
-    best = {"gradient_checkpointing": False, "bf16": device.bf16}
+    best = {
+        "gradient_checkpointing": False,
+        "bf16": device.bf16,
+        "train_sampling_strategy": "group_by_length",  # less padding
+    }
     flags = {} if mode == "default" else best
     config = SFTConfig(
         output_dir=tempfile.mkdtemp(), per_device_train_batch_size=4, gradient_accumulation_steps=4,
@@ -189,7 +194,8 @@ def memory() -> dict[str, float]:
 def contend(name: str, arguments: argparse.Namespace, steps: int) -> dict[str, Any]:
     """Measure one contender in a process of its own."""
     options = {"base": arguments.base, "data": arguments.data, "limit": arguments.limit}
-    return contender.measure(__file__, name, steps=steps, **options)
+    with contender.busy_process(busy=arguments.busy):
+        return contender.measure(__file__, name, steps=steps, **options)
 
 
 def first_rows(data: str, folder: Path) -> str:
@@ -259,6 +265,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="measured steps of every contender")
     parser.add_argument("--limit", type=float, help="seconds of measuring a peer, at most")
     parser.add_argument("--only", help="TRL's contenders: best, default, best,default or none")
+    parser.add_argument("--busy", action="store_true", help="beside a busy process")
     parser.add_argument("--contender", choices=["ours", "best", "default"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     base, data, steps = arguments.base, arguments.data, arguments.steps

@@ -366,6 +366,9 @@ def test_a_file_of_bad_rows_alone_is_refused_even_if_they_may_be_skipped(
         ("lora.rnk=3", "lora.rnk: unknown field; did you mean lora.rank?"),
         ("data.maxlength=3", "data.maxlength: unknown field; did you mean data.max_length?"),
         ("sed=3", "sed: unknown field; did you mean seed?"),
+        ("training.lr=3", "training.lr: unknown field; did you mean training.learning_rate?"),
+        ("lora.targets=.*_proj", "lora.targets: patterns are not supported; give the names"),
+        ("lora=8", "lora: a section; set its fields, such as lora.rank, not 8"),
         ("lora.rank=0", "lora.rank: input should be greater than or equal to 1, not 0"),
         ("lora.rank=many", "lora.rank: input should be a valid integer"),
         ("data.validation=0.9", "data.validation: input should be less than or equal to 0.5"),
@@ -421,6 +424,14 @@ def test_the_error_of_a_missing_recipe_lists_the_shipped_ones(tmp_path: Path, cl
     line = refused(cli, tmp_path, "prepare", "gpt-neo-125")
     assert "recipe 'gpt-neo-125': no such file" in line
     assert "gpt-neo-125m-guanaco" in line
+
+
+@pytest.mark.parametrize("verb", ["prepare", "tune"])
+def test_conversations_in_place_of_a_recipe_are_explained(
+    tmp_path: Path, cli: Cli, verb: str
+) -> None:
+    source = write(tmp_path / "talk.jsonl", GOOD)
+    assert f"did you mean --data {source}, after" in refused(cli, tmp_path, verb, source)
 
 
 def test_a_recipe_name_longer_than_the_system_allows_is_refused(tmp_path: Path, cli: Cli) -> None:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from chattune.base import STARTER, Base, find_base, starter_folder
+from chattune.base import STARTER, Base, find_base, load_template, starter_folder
 from chattune.device import Device
-from chattune.errors import BaseError
-from chattune.models import load_base
+from chattune.errors import BaseError, HubNotFound, HubUnreachable
+from chattune.models import load_base, shape_of
 
 CPU = Device("cpu", "test", bf16=False, threads=1, memory=1 << 30)
 WEIGHTS = "model.safetensors"
@@ -140,6 +140,67 @@ def test_without_a_network_the_error_says_how_to_get_the_base(
         assert remedy in message
 
 
+@pytest.mark.parametrize("name", ["runs/nothing-here", "runs/org/none"])
+def test_a_missing_run_is_not_looked_up_on_the_hub(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("chattune.hub.fetch", refuse_to_download)
+    assert complaint(name) == f"base {name}: no such folder; check the path"
+
+
+@pytest.mark.parametrize("error", [HubNotFound("404"), HubUnreachable("offline")])
+def test_a_missing_folder_beside_others_is_called_so(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The name may be that of a Hub model all the same, so the Hub is asked first."""
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("chattune.hub.fetch", fail)
+    monkeypatch.chdir(tmp_path)
+    assert "no such folder" in complaint("outputs/tiny")
+    (tmp_path / "outputs").mkdir()
+    message = complaint("outputs/tiny")
+    assert "no such folder in outputs, and not found on the Hub either; check the path" in message
+    assert "hf download" not in message
+
+
+def test_a_run_is_not_a_base(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "adapter_config.json").write_text("{}")
+    assert "holds an adapter (adapter_config.json), not a model; merge it" in complaint(run)
+    (run / "manifest.json").write_text("{}")
+    message = complaint(run)
+    assert "is a run, not a model" in message
+    assert f"`chattune export {run} --merged FOLDER`" in message
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, "tokenizer.json", "config.json"])
+def test_a_git_lfs_pointer_is_named(copy: Path, name: str) -> None:
+    write_lfs_pointer(copy / name)
+    message = complaint(copy)
+    assert f"base {copy}: {name} is a Git LFS pointer" in message
+    assert f"run `git lfs pull` in {copy}" in message
+
+
+def test_pointers_in_place_of_weights_that_are_not_needed_are_allowed(copy: Path) -> None:
+    write_lfs_pointer(copy / WEIGHTS)
+    (copy / "tokenizer").mkdir()  # a folder whose name begins like a tokenizer's files
+    assert find_base(str(copy), weights=False).positions == 128
+
+
+def refuse_to_download(*_: object) -> None:
+    raise AssertionError("the Hub was asked")
+
+
+def write_lfs_pointer(path: Path) -> None:
+    path.write_text(
+        f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 495000000\n"
+    )
+
+
 def write_config(folder: Path, **changes: object) -> None:
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | changes))
@@ -170,6 +231,66 @@ def test_weights_that_lack_a_tensor_are_refused_when_loaded(copy: Path) -> None:
     save_file(tensors, copy / WEIGHTS, metadata={"format": "pt"})
     with pytest.raises(BaseError, match="weights"):
         load_base(find_base(str(copy)), CPU)
+
+
+@pytest.mark.parametrize("changes", [{"num_heads": 3}, {"hidden_size": "wide"}])
+def test_a_config_that_transformers_refuses_is_refused(copy: Path, changes: dict) -> None:
+    write_config(copy, **changes)
+    with pytest.raises(BaseError, match=r"its config.json cannot be used \(.*\); save or download"):
+        shape_of(find_base(str(copy)))
+
+
+# --- tokenizer ---------------------------------------------------------------------------------
+
+
+def test_a_tokenizer_with_more_ids_than_the_model_has_rows_is_refused(copy: Path) -> None:
+    write_config(copy, vocab_size=200)
+    message = refused_tokenizer(copy)
+    assert "its tokenizer has ids up to 8191 (" in message
+    assert f"base {copy} has only 200 rows of embeddings" in message
+    assert "resize_token_embeddings(8192)" in message
+
+
+def test_added_tokens_count(copy: Path) -> None:
+    add_tokens(copy, additional_special_tokens=["<|end of turn|>"])
+    assert "ids up to 8192 ('<|end of turn|>')" in refused_tokenizer(copy)
+    write_config(copy, vocab_size=8193)
+    load_template(find_base(str(copy)))
+
+
+def test_a_padding_token_needs_no_row(copy: Path) -> None:
+    """chattune never pads, and many models have such a token."""
+    add_tokens(copy, pad_token="[PAD]")
+    load_template(find_base(str(copy)))
+    add_tokens(copy, pad_token="[PAD]", eos_token="[PAD]")
+    assert "('[PAD]')" in refused_tokenizer(copy)
+
+
+def test_the_size_of_the_vocabulary_may_be_transformers_default(copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_text("utf-8"))
+    del config["vocab_size"]
+    (copy / "config.json").write_text(json.dumps(config))
+    load_template(find_base(str(copy)))
+
+
+def test_the_tokenizer_of_a_run_is_compared_too(tiny_base: Path, copy: Path) -> None:
+    add_tokens(copy, additional_special_tokens=["<|end of turn|>"])
+    with pytest.raises(BaseError, match=rf"{copy}: its tokenizer .* but base {tiny_base} has only"):
+        load_template(find_base(str(tiny_base)), copy)
+
+
+def refused_tokenizer(folder: Path) -> str:
+    with pytest.raises(BaseError) as caught:
+        load_template(find_base(str(folder)))
+    return str(caught.value)
+
+
+def add_tokens(folder: Path, **special_tokens: object) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens(special_tokens)
+    tokenizer.save_pretrained(folder)
 
 
 # --- fingerprint -------------------------------------------------------------------------------

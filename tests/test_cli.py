@@ -1,12 +1,18 @@
 """Tests of the command line: replies on standard output, errors in one line, exit codes."""
 
 import json
+import shlex
+import shutil
 from pathlib import Path
 
 import pytest
+import typer
 
 import chattune
+from chattune.chat import Chatbot
+from chattune.cli import app
 from chattune.recipe import shipped
+from chattune.run import ADAPTER_CONFIG, RECIPE, Run, seal
 
 BRIEF = "Hi! How are you today?"
 
@@ -140,6 +146,192 @@ def test_wrong_usage_exits_with_2(cli, command: list[str]) -> None:
 def test_no_verb_shows_the_help(cli) -> None:
     shown = cli()
     assert "quickstart" in shown.out + shown.err
+
+
+def options_with_one_value() -> list[tuple[str, str]]:
+    verbs = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    return [
+        (verb, option.opts[0])
+        for verb, command in verbs.items()
+        for option in command.params
+        if option.opts[0].startswith("--") and not option.is_flag and not option.multiple
+    ]
+
+
+@pytest.mark.parametrize(("verb", "option"), options_with_one_value())
+def test_an_option_given_twice_is_refused(cli, verb: str, option: str) -> None:
+    shown = cli(verb, "starter", option, "1", f"{option}=2")
+    assert (shown.code, shown.out) == (2, "")
+    assert shown.err == f"chattune: {option}: given 2 times; give it once\n"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "folder"),
+    [
+        ("gpt-neo-1.3b-guanaco", "runs/gpt-neo-1.3b-guanaco"),
+        ("gpt-neo-1.3b-openorca", "runs/gpt-neo-1.3b-openorca"),
+        ("mine-v1.2.yaml", "runs/mine-v1.2"),
+        ("deep/mine-v1.2.yml", "runs/mine-v1.2"),
+        ("mine-v1.2", "runs/mine-v1.2"),
+    ],
+)
+def test_a_run_is_named_after_its_recipe(
+    cli, recipe: str, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder is taken, so the refusal names it before anything is computed."""
+    monkeypatch.chdir(tmp_path)
+    Path("deep").mkdir()
+    (Path(folder) / "taken").mkdir(parents=True)
+    if recipe not in shipped():
+        Path(recipe).write_text("base: starter\ndata: {source: starter}\ntraining: {steps: 1}\n")
+    shown = cli("tune", recipe)
+    assert shown.code == 2
+    assert shown.err.startswith(f"chattune: output {folder}: exists")
+
+
+# --- paths -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def home(
+    tmp_path: Path,
+    tiny_base: Path,
+    tiny_run: Run,
+    talk_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Path:
+    """A home folder with a base, a run, a recipe and conversations; the current folder is empty."""
+    folder = tmp_path / "home"
+    folder.mkdir()
+    (folder / "base").symlink_to(tiny_base)
+    (folder / "run").symlink_to(tiny_run.folder)
+    (folder / "talk.jsonl").symlink_to(talk_file)
+    (folder / "mine.yaml").write_text(
+        "base: starter\ndata: {source: starter, max_length: 64}\ntraining: {steps: 1}\n"
+    )
+    monkeypatch.setenv("HOME", str(folder))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return folder
+
+
+def test_a_tilde_is_the_home_folder_in_prepare(cli, home: Path) -> None:
+    shown = cli(
+        *("prepare", "~/mine.yaml", "--data=~/talk.jsonl", "--base=~/base", "--output=~/out"),
+        "--json",
+    )
+    assert shown.code == 0, shown.err
+    assert json.loads(shown.out)["source"] == str(home / "talk.jsonl")
+    assert (home / "out").is_dir()
+    assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("chat", "~/base", "--prompt", BRIEF),
+        ("chat", "~/run", "--base=~/base", "--prompt", BRIEF),
+        ("export", "~/run", "--base=~/base", "--merged=~/merged", "--dry-run"),
+        ("prepare", "starter", "--set=data.source=~/talk.jsonl", "--set=base=~/base",
+         "--set=data.max_length=64", "--dry-run"),
+    ],
+    ids=["model", "run", "export", "settings"],
+)  # fmt: skip
+def test_a_tilde_is_the_home_folder(cli, home: Path, arguments: tuple[str, ...]) -> None:
+    shown = cli(*arguments)
+    assert shown.code == 0, shown.err
+    assert "~" not in shown.err
+    assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("tune", "~/mine.yaml", "--output=~/base"),
+        ("quickstart", "--output=~/base", "--no-ui"),
+        ("export", "~/run", "--merged=~/base"),
+    ],
+    ids=["tune", "quickstart", "export"],
+)
+def test_a_tilde_is_the_home_folder_of_every_output(
+    cli, home: Path, arguments: tuple[str, ...]
+) -> None:
+    """The folder is taken, so the refusal names it before anything is computed."""
+    shown = cli(*arguments)
+    assert shown.code == 2
+    assert f" {home / 'base'}: exists" in shown.err.splitlines()[-1]
+
+
+def test_the_home_folder_of_an_unknown_user_is_refused(cli, home: Path) -> None:
+    shown = cli("tune", "~/mine.yaml", "--output=~nobody-of-this-name/run")
+    assert shown.code == 2
+    assert one_line(shown.err)
+    assert "no such user" in shown.err
+
+
+def test_a_printed_command_is_quoted(
+    cli, tmp_path: Path, tiny_base: Path, talk_file: Path, quick_tuning: None
+) -> None:
+    folder = tmp_path / "it's my run"
+    shown = cli(
+        *("tune", "starter", "--base", tiny_base, "--data", talk_file, "--output", folder),
+        *("--set", "data.max_length=64", "--set", "training.steps=1"),
+    )
+    assert shown.code == 0, shown.err
+    command = shown.err.partition("talk to it: ")[2]
+    assert shlex.split(command) == ["chattune", "chat", str(folder)]
+
+
+# --- a run whose base has moved ----------------------------------------------------------------
+
+
+@pytest.fixture
+def moved(tiny_run: Run, tmp_path: Path) -> Path:
+    """A copy of the tiny run whose base is no longer where it was tuned."""
+    folder = Path(shutil.copytree(tiny_run.folder, tmp_path / "run"))
+    base, gone = tiny_run.recipe.base, str(tmp_path / "gone")
+    for name in (RECIPE, ADAPTER_CONFIG):
+        text = (folder / name).read_text("utf-8")
+        (folder / name).write_text(text.replace(base, gone), "utf-8")
+    return seal(folder).folder
+
+
+def test_chat_takes_the_place_of_a_base_that_has_moved(
+    cli, moved: Path, tiny_run: Run, tiny_base: Path
+) -> None:
+    shown = cli("chat", moved, "--prompt", BRIEF, "--seed", 1, "--base", tiny_base)
+    assert shown.code == 0, shown.err
+    assert shown.out == cli("chat", tiny_run.folder, "--prompt", BRIEF, "--seed", 1).out
+
+
+def test_serve_takes_the_place_of_a_base_that_has_moved(
+    cli, moved: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served: list[Chatbot] = []
+    monkeypatch.setattr("chattune.serve.serve_page", lambda bot, **_: served.append(bot))
+    assert cli("serve", moved, "--base", tiny_base).code == 0
+    assert served[0].positions == 128
+
+
+def test_export_takes_the_place_of_a_base_that_has_moved(
+    cli, moved: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    assert cli("export", moved, "--merged", tmp_path / "m", "--base", tiny_base).code == 0
+    assert (tmp_path / "m" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("place", [[], ["--base", "starter"]], ids=["gone", "other weights"])
+@pytest.mark.parametrize("verb", ["chat", "serve", "export", "export --dry-run"])
+def test_a_base_that_is_not_found_is_refused(
+    cli, moved: Path, tmp_path: Path, verb: str, place: list[str]
+) -> None:
+    name, *dry_run = verb.split()
+    merged = ["--merged", tmp_path / "m"] if name == "export" else []
+    shown = cli(name, moved, *merged, *dry_run, *place)
+    assert shown.code == 2
+    assert one_line(shown.err)
+    assert "--base" in shown.err
+    assert not (tmp_path / "m").exists()
 
 
 # --- doctor ------------------------------------------------------------------------------------

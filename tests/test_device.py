@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from chattune import device as devices
-from chattune.device import find_device, host_memory, matmul_rate, read_rate
+from chattune.device import cpu_quota, find_device, host_memory, matmul_rate, read_rate
 
 
 @pytest.fixture
@@ -98,6 +98,52 @@ def test_apples_gpu_computes_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     device = find_device()
     assert (device.kind, device.bf16, device.memory) == ("mps", False, host_memory())
+
+
+@pytest.mark.parametrize(
+    ("files", "quota"),
+    [
+        ({"cpu.max": "150000 100000\n"}, 1.5),
+        ({"cpu.max": "max 100000\n"}, None),
+        ({"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4.0),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+        ({}, None),
+    ],
+)
+def test_a_containers_cpu_quota_is_read(
+    monkeypatch: pytest.MonkeyPatch, files: dict[str, str], quota: float | None
+) -> None:
+    """The files are those of the second version of cgroups, and of the first."""
+
+    def read_text(path: Path) -> str:
+        name = str(path).removeprefix("/sys/fs/cgroup/")
+        if name not in files:
+            raise FileNotFoundError(path)
+        return files[name]
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    assert cpu_quota() == quota
+
+
+@pytest.mark.parametrize(
+    ("quota", "chosen", "threads"), [(1.5, None, 2), (0.5, None, 1), (None, None, 8), (1.5, "8", 8)]
+)
+def test_no_more_threads_are_used_than_the_quota_allows(
+    cpu_only: None,
+    monkeypatch: pytest.MonkeyPatch,
+    quota: float | None,
+    chosen: str | None,
+    threads: int,
+) -> None:
+    """A number that the user has chosen stays."""
+    used = [8]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: used[-1])
+    monkeypatch.setattr(torch, "set_num_threads", used.append)
+    monkeypatch.setattr(devices, "cpu_quota", lambda: quota)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    if chosen:
+        monkeypatch.setenv("OMP_NUM_THREADS", chosen)
+    assert find_device().threads == threads
 
 
 @pytest.mark.parametrize(

@@ -261,6 +261,46 @@ def test_the_error_of_a_missing_repository_names_it(tmp_path: Path) -> None:
     assert "org/data: no such data set on the Hub" in data
 
 
+@pytest.mark.parametrize(
+    ("home", "says"),
+    [
+        ("/dev/null/none", "cannot be used to keep downloads (Not a directory); set HF_HOME to a"),
+        ("~no-such-user/none", "there is no home directory to keep downloads in; set HF_HOME to a"),
+    ],
+)
+def test_the_error_without_a_folder_for_downloads_says_how_to_set_it(
+    model_repo: Path, jsonl_repo: Path, tmp_path: Path, home: str, says: str
+) -> None:
+    with serve_hub({"org/tiny": model_repo}, {"org/data": jsonl_repo}) as hub:
+        model = refused(chattune(hub, tmp_path, "chat", "org/tiny", "--prompt", "hi", HF_HOME=home))
+        data = refused(prepare(hub, tmp_path, HF_HOME=home))
+        offline = refused(prepare(hub, tmp_path, HF_HOME=home, HF_HUB_OFFLINE="1"))
+    unplugged = refused(prepare(hub, tmp_path, HF_HOME=home))
+    assert says in model
+    assert says in data
+    for line in (offline, unplugged):
+        assert says in line or "hf download --repo-type dataset org/data" in line
+
+
+def test_the_error_without_a_folder_for_tables_says_how_to_set_it(
+    jsonl_repo: Path, tmp_path: Path
+) -> None:
+    with serve_hub({}, {"org/data": jsonl_repo}) as hub:
+        line = refused(prepare(hub, tmp_path, HF_DATASETS_CACHE="/dev/null/none"))
+    assert "cannot be used to keep downloads (Not a directory); set HF_HOME" in line
+
+
+def test_doctor_needs_no_valid_address_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    from chattune.doctor import examine
+
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    for address in ("nonsense", "http://a b", "http://127.0.0.1:1"):
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        assert examine()["hub"].startswith("not reachable (")
+
+
 def test_the_error_without_network_or_cache_says_how_to_download(tmp_path: Path) -> None:
     with serve_hub({}, {}) as hub:
         model = refused(

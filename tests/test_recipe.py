@@ -6,8 +6,17 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from chattune.errors import RecipeError
-from chattune.recipe import Recipe, Section, fields, load_recipe, parse_overrides, shipped
+import chattune
+from chattune.errors import RecipeError, UserError
+from chattune.recipe import (
+    Recipe,
+    Section,
+    as_recipe,
+    fields,
+    load_recipe,
+    parse_overrides,
+    shipped,
+)
 
 STUDY = [f"gpt-neo-{size}-{data}" for size in ("1.3b", "125m") for data in ("guanaco", "openorca")]
 SMALLEST = "base: starter\ndata: {source: starter}\ntraining: {steps: 5}\n"
@@ -45,6 +54,8 @@ def test_the_recipes_of_the_study_have_its_settings(name: str) -> None:
         "learning_rate": 2e-4,
         "warmup_ratio": 0.03,
         "schedule": "constant",
+        "max_grad_norm": 1.0,
+        "weight_decay": 0.0,
         "evaluate_every": 50,
         "patience": None,
     }
@@ -101,6 +112,11 @@ def test_the_defaults_are_the_settings_of_the_study(tmp_path: Path) -> None:
         ("lora.dropout=0", 0.0),
         ("lora.targets=[q_proj, v_proj]", ["q_proj", "v_proj"]),
         ("lora.targets=all-linear", "all-linear"),
+        ("lora.targets=q_proj,v_proj", ["q_proj", "v_proj"]),
+        ("lora.targets=q_proj, v_proj", ["q_proj", "v_proj"]),
+        ("lora.targets=q_proj", ["q_proj"]),
+        ("training.max_grad_norm=0.3", 0.3),
+        ("training.weight_decay=0.01", 0.01),
         ("training.learning_rate=2e-4", 2e-4),
         ("training.learning_rate=0.001", 1e-3),
         ("training.steps=7", 7),
@@ -188,6 +204,69 @@ def test_the_error_of_an_unknown_field_names_the_nearest_one(wrong: str, nearest
     assert line == f"recipe starter: {wrong}: unknown field; did you mean {nearest}?"
 
 
+@pytest.mark.parametrize(
+    ("other", "field"),
+    [
+        ("training.lr", "training.learning_rate"),
+        ("lr", "training.learning_rate"),
+        ("learning_rate", "training.learning_rate"),
+        ("r", "lora.rank"),
+        ("lora.r", "lora.rank"),
+        ("lora.lora_r", "lora.rank"),
+        ("rank", "lora.rank"),
+        ("lora_alpha", "lora.alpha"),
+        ("lora.lora_alpha", "lora.alpha"),
+        ("lora_dropout", "lora.dropout"),
+        ("lora.target_modules", "lora.targets"),
+        ("max_steps", "training.steps"),
+        ("training.max_steps", "training.steps"),
+        ("num_train_epochs", "training.epochs"),
+        ("epochs", "training.epochs"),
+        ("max_seq_length", "data.max_length"),
+        ("training.max_length", "data.max_length"),
+        ("per_device_train_batch_size", "training.batch_size"),
+        ("gradient_accumulation_steps", "training.accumulation"),
+        ("lr_scheduler_type", "training.schedule"),
+        ("training.gradient_clipping", "training.max_grad_norm"),
+        ("dataset", "data.source"),
+        ("model", "base"),
+    ],
+)
+def test_the_names_of_other_libraries_are_known(other: str, field: str) -> None:
+    [line] = complaints("starter", **{other: 1})
+    assert line == f"recipe starter: {other}: unknown field; did you mean {field}?"
+
+
+def test_a_dotted_name_in_a_file_is_explained(tmp_path: Path) -> None:
+    path = write(tmp_path, SMALLEST + "lora.rank: 8\n")
+    assert complaints(path) == [
+        f"recipe {path}: lora.rank: unknown field; write rank inside the section lora"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("section", "field"),
+    [("data", "data.source"), ("lora", "lora.rank"), ("training", "training.steps")],
+)
+def test_a_value_in_place_of_a_section_is_explained(section: str, field: str) -> None:
+    assert complaints("starter", **{section: "x"}) == [
+        f"recipe starter: {section}: a section; set its fields, such as {field}, not 'x'"
+    ]
+
+
+@pytest.mark.parametrize("targets", [r".*_proj", "q_proj|v_proj", [r"h\.\d+"], "q_proj,*", ","])
+def test_patterns_of_targets_are_refused(targets: Any) -> None:
+    [line] = complaints("starter", lora__targets=targets)
+    assert line.startswith("recipe starter: lora.targets: patterns are not supported; give the na")
+    assert "q_proj,v_proj" in line
+
+
+@pytest.mark.parametrize("targets", [5, None, {"a": 1}, [1, 2]])
+def test_targets_that_are_no_names_are_refused_in_one_line(targets: Any) -> None:
+    [line] = complaints("starter", lora__targets=targets)
+    assert "lora.targets: give the names of layers, such as q_proj,v_proj, or all-linear" in line
+
+
 def test_the_error_of_an_unknown_field_like_no_other_says_to_remove_it() -> None:
     assert complaints("starter", zzzzzzzz=1) == [
         "recipe starter: zzzzzzzz: unknown field; remove it"
@@ -226,6 +305,8 @@ def test_an_error_names_the_field_and_the_value() -> None:
         ("training.steps", 0),
         ("training.epochs", 0),
         ("training.learning_rate", 0),
+        ("training.max_grad_norm", 0),
+        ("training.weight_decay", -0.1),
         ("training.warmup_ratio", 1),
         ("training.patience", 0),
         ("seed", -1),
@@ -312,6 +393,103 @@ def test_a_byte_order_mark_is_allowed(tmp_path: Path) -> None:
 def test_the_error_of_an_unknown_recipe_lists_the_shipped_ones(name: str) -> None:
     [line] = complaints(name)
     assert all(known in line for known in shipped())
+
+
+@pytest.mark.parametrize("name", ["talk.jsonl", "talk.csv", "talk.JSONL", "talk.jsonl.gz"])
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_file_of_conversations_is_not_read_as_a_recipe(
+    tmp_path: Path, name: str, exists: bool
+) -> None:
+    path = tmp_path / "my talk" / name
+    path.parent.mkdir()
+    if exists:
+        path.write_text('{"messages": []}\n{"messages": []}\n')
+    [line] = complaints(str(path))
+    assert f"did you mean --data '{path}', after a recipe" in line
+
+
+@pytest.mark.parametrize("name", ["talk.json", "talk.txt", "talk"])
+@pytest.mark.parametrize("text", ['[{"messages": []}]', '{"messages": []}\n{"messages": []}\n'])
+def test_the_error_of_a_file_that_may_hold_conversations_names_data(
+    tmp_path: Path, name: str, text: str
+) -> None:
+    (tmp_path / name).write_text(text)
+    [line] = complaints(str(tmp_path / name))
+    assert f"if it holds conversations, pass --data {tmp_path / name} after" in line
+
+
+def test_a_file_too_large_for_a_recipe_is_not_read(tmp_path: Path) -> None:
+    path = write(tmp_path, "a: b\n" * 300_000)
+    [line] = complaints(path)
+    assert f"did you mean --data {path}, after a recipe" in line
+
+
+def test_a_folder_is_not_a_recipe(tmp_path: Path) -> None:
+    [line] = complaints(str(tmp_path))
+    assert ": a folder; give the path of a YAML file" in line
+    assert "conversations are given with --data" in line
+
+
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path, "base: ~/base\ndata: {source: ~/talk.jsonl}\ntraining: {steps: 5}\n")
+    recipe = load_recipe("~/mine.yaml")
+    assert (recipe.base, recipe.data.source) == (f"{tmp_path}/base", f"{tmp_path}/talk.jsonl")
+    assert load_recipe("starter", {"base": "a~b"}).base == "a~b"
+    with pytest.raises(UserError, match="~nobody-of-this-name/x: no such user"):
+        load_recipe("starter", {"base": "~nobody-of-this-name/x"})
+
+
+# --- from Python -------------------------------------------------------------------------------
+
+
+def test_a_recipe_is_given_by_name_path_fields_or_as_it_is(tmp_path: Path) -> None:
+    recipe = load_recipe("starter")
+    assert as_recipe(recipe) is recipe
+    assert as_recipe("starter") == recipe
+    path = write(tmp_path, recipe.to_yaml())
+    assert as_recipe(path) == as_recipe(Path(path)) == recipe
+    assert as_recipe(recipe.model_dump()) == recipe
+
+
+def test_the_errors_of_fields_from_python_are_those_of_a_file() -> None:
+    with pytest.raises(RecipeError) as caught:
+        as_recipe({"base": "starter", "data": {"source": "starter"}, "training": {"lr": 1}})
+    assert str(caught.value).splitlines() == [
+        "recipe: training.lr: unknown field; did you mean training.learning_rate?",
+    ]
+
+
+@pytest.mark.parametrize("value", [None, 5, ["starter"], b"starter"])
+@pytest.mark.parametrize("stage", [as_recipe, chattune.prepare, lambda v: chattune.tune(v, "run")])
+def test_what_is_no_recipe_is_refused_with_what_is_wanted(stage: Any, value: Any) -> None:
+    with pytest.raises(TypeError, match="recipe: give a Recipe, a dict of its fields, the name"):
+        stage(value)
+
+
+def test_prepare_takes_fields_and_text_paths(
+    tmp_path: Path, tiny_base: Path, talk_file: Path
+) -> None:
+    recipe = {
+        "base": str(tiny_base),
+        "data": {"source": str(talk_file), "max_length": 64},
+        "training": {"steps": 1},
+    }
+    assert chattune.prepare(recipe, str(tmp_path / "out")).report.kept == 4
+    assert (tmp_path / "out").is_dir()
+
+
+def test_tune_takes_fields(
+    tmp_path: Path, tiny_base: Path, talk_file: Path, quick_tuning: None
+) -> None:
+    recipe = {
+        "base": str(tiny_base),
+        "data": {"source": str(talk_file), "max_length": 64},
+        "lora": {"targets": "q_proj,v_proj"},
+        "training": {"steps": 1},
+    }
+    run = chattune.tune(recipe, tmp_path / "run")
+    assert run.recipe.lora.targets == ["q_proj", "v_proj"]
 
 
 # --- the recipe itself -------------------------------------------------------------------------

@@ -80,6 +80,23 @@ def test_a_missing_file_is_named(sealed: Path, name: str) -> None:
         Run.open(sealed)
 
 
+def test_a_git_lfs_pointer_is_named(sealed: Path) -> None:
+    (sealed / runs.ADAPTER[1]).write_text("version https://git-lfs.github.com/spec/v1\noid x\n")
+    with pytest.raises(RunError, match=r"adapter_model.safetensors is a Git LFS pointer.*lfs pull"):
+        Run.open(sealed)
+
+
+def test_the_place_of_the_base_is_that_in_the_adapter(sealed: Path) -> None:
+    path = sealed / runs.ADAPTER_CONFIG
+    path.write_text('{"base_model_name_or_path": "org/model"}')
+    assert Run(sealed).base_place == "org/model"
+    for unknown in ('{"base_model_name_or_path": null}', "{}"):
+        path.write_text(unknown)
+        assert Run(sealed).base_place is None
+    path.unlink()  # a run that was stopped has no adapter yet
+    assert Run(sealed).base_place is None
+
+
 @pytest.mark.parametrize("content", [b"\x00weighty", b"\x00weight", b""])
 def test_a_changed_file_is_named(sealed: Path, content: bytes) -> None:
     (sealed / runs.ADAPTER[1]).write_bytes(content)

@@ -1,7 +1,8 @@
 """chattune: fine-tune a pre-trained language model into a chatbot, prove it, and talk to it.
 
-The commands of the command line are also functions: `load_recipe(name)` returns the recipe that
-`prepare(recipe)` and `tune(recipe, output)` take, and `Chatbot.load(run_or_model)` loads a result.
+The commands of the command line are also functions: `prepare(recipe)` and `tune(recipe, output)`
+take a shipped recipe's name, the path of a YAML file, a dict of fields, or what
+`load_recipe(name, overrides)` returns, and `Chatbot.load(run_or_model)` loads a result.
 """
 
 import importlib

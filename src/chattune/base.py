@@ -6,16 +6,23 @@ model is never run.
 
 import hashlib
 import json
+import shlex
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from chattune import hub
-from chattune.errors import BaseError, HubError, HubNotFound, HubUnreachable
+from chattune.errors import BaseError, HubError, HubNotFound, HubUnreachable, first_line
+from chattune.run import ADAPTER_CONFIG, is_lfs_pointer, is_run
+from chattune.template import Template
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 STARTER = "starter"
 DEFAULT_POSITIONS = 2048  # for a model whose config does not say how many tokens it can see
+_RUNS = "runs/"  # tuning writes here by default, so no such name is taken for a Hub id
 _TOKENIZER_FILES = [
     *("config.json", "generation_config.json", "tokenizer*", "vocab*", "merges.txt"),
     *("special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
@@ -73,15 +80,16 @@ def find_base(name: str, *, weights: bool = True) -> Base:
     """Find a base by name: `starter`, a local folder, or a Hub id, which is downloaded.
 
     With `weights=False` only configuration and tokenizer are downloaded and required. Raises
-    BaseError if the base is missing or damaged, has only pickled weights, or needs its own code.
+    BaseError if the base is missing or damaged, is a run, has only pickled weights, or needs its
+    own code.
     """
-    folder = _folder_of(name, weights)
+    patterns = _TOKENIZER_FILES + (_WEIGHT_FILES if weights else [])
+    folder = _folder_of(name, patterns)
+    _refuse_lfs_pointers(name, folder, patterns)
     try:
         config = json.loads((folder / "config.json").read_text("utf-8"))
     except FileNotFoundError as error:
-        raise BaseError(
-            f"base {name}: {folder} holds no config.json; give the folder of a model"
-        ) from error
+        raise BaseError(f"base {name}: {_why_no_model(name, folder)}") from error
     except (OSError, ValueError) as error:
         raise BaseError(
             f"base {name}: its config.json is damaged ({error}); save or download it again"
@@ -99,39 +107,126 @@ def find_base(name: str, *, weights: bool = True) -> Base:
 
 def is_on_hub(name: str) -> bool:
     """Return whether `name` is a Hub id, rather than the embedded base or a local path."""
-    return name != STARTER and not Path(name).exists() and hub.is_hub_id(name, "model")
+    is_local = name == STARTER or name.startswith(_RUNS) or Path(name).exists()
+    return not is_local and hub.is_hub_id(name, "model")
 
 
-def _folder_of(name: str, weights: bool) -> Path:
+def model_config(base: Base) -> "PretrainedConfig":
+    """Return a base's configuration as transformers reads it, with its defaults filled in.
+
+    Raises BaseError for values that transformers refuses.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(base.folder, trust_remote_code=False)
+    except Exception as error:  # each model family raises its own types
+        raise unusable_config(base, error) from error
+
+
+def unusable_config(base: Base, error: Exception) -> BaseError:
+    """Return the error for a config.json with values that transformers refuses."""
+    return BaseError(
+        f"base {base.name}: its config.json cannot be used ({first_line(error)}); "
+        "save or download it again"
+    )
+
+
+def load_template(base: Base, folder: Path | None = None) -> Template:
+    """Load a base's tokenizer and chat template, or those that a run of this base has in `folder`.
+
+    Raises BaseError if they cannot be used, or if the tokenizer has an id for which the model has
+    no row of embeddings.
+    """
+    folder = folder or base.folder
+    template = Template.load(folder)
+    tokenizer = template.tokenizer
+    # Many models have a padding token without a row; chattune never pads.
+    unused = {tokenizer.pad_token_id} - {tokenizer.eos_token_id}
+    largest, token = max(
+        (index, token) for token, index in tokenizer.get_vocab().items() if index not in unused
+    )
+    rows = getattr(model_config(base).get_text_config(), "vocab_size", None)
+    if rows is not None and largest >= rows:
+        raise BaseError(
+            f"{folder}: its tokenizer has ids up to {largest} ({token!r}), but base {base.name} "
+            f"has only {rows} rows of embeddings; use the tokenizer that belongs to the model, or "
+            f"enlarge the model with transformers' resize_token_embeddings({largest + 1})"
+        )
+    return template
+
+
+def _folder_of(name: str, patterns: list[str]) -> Path:
     if name == STARTER:
         return starter_folder()
     if Path(name).is_dir():
         return Path(name).resolve()
     if Path(name).exists():
         raise BaseError(f"base {name}: is a file; give the folder that holds config.json")
+    if name.startswith(_RUNS):
+        raise BaseError(f"base {name}: no such folder; check the path")
     if not is_on_hub(name):
         raise BaseError(
             f"base {name}: no such folder, and not a Hub id such as org/model; check the name"
         )
-    return _download(name, _TOKENIZER_FILES + (_WEIGHT_FILES if weights else []))
+    return _download(name, patterns)
 
 
 def _download(name: str, patterns: list[str]) -> Path:
+    parent = str(Path(name).parent)
+    is_likely_path = parent != "." and Path(parent).is_dir()
     try:
         return hub.fetch(name, "model", patterns)
-    except HubNotFound as error:
+    except (HubNotFound, HubUnreachable) as error:
+        if is_likely_path:
+            raise BaseError(
+                f"base {name}: no such folder in {parent}, and not found on the Hub either; "
+                "check the path"
+            ) from error
+        if isinstance(error, HubNotFound):
+            raise BaseError(
+                f"base {name}: the Hub has no such model, or it is private or gated, and there is "
+                "no such folder; check the name, log in with `hf auth login`, or give a local "
+                "folder that exists"
+            ) from error
         raise BaseError(
-            f"base {name}: the Hub has no such model, or it is private or gated; check the name, "
-            "log in with `hf auth login`, or give a local folder that exists"
-        ) from error
-    except HubUnreachable as error:
-        raise BaseError(
-            f"base {name}: not on this machine, and the Hub cannot be reached; run "
-            f"`hf download {name}` on a machine with a network and copy its cache, give a local "
-            f"folder, or use the embedded base with --base {STARTER}"
+            f"base {name}: no such folder, no such model in the Hub's cache on this machine, and "
+            f"the Hub cannot be reached; check the path, run `hf download {name}` on a machine "
+            "with a network and copy its cache, give a local folder, or use the embedded base "
+            f"with --base {STARTER}"
         ) from error
     except HubError as error:
         raise BaseError(f"base {name}: {error}") from error
+
+
+def _why_no_model(name: str, folder: Path) -> str:
+    """Return what a folder without config.json is instead of a model, with the remedy."""
+    if is_run(folder):
+        return (
+            "is a run, not a model; merge it into its base with "
+            f"`chattune export {shlex.quote(name)} --merged FOLDER`, and give that folder"
+        )
+    if (folder / ADAPTER_CONFIG).is_file():
+        return (
+            f"holds an adapter ({ADAPTER_CONFIG}), not a model; merge it into its base, and give "
+            "the folder of the merged model"
+        )
+    return f"{folder} holds no config.json; give the folder of a model"
+
+
+def _refuse_lfs_pointers(name: str, folder: Path, patterns: list[str]) -> None:
+    for path in sorted(path for pattern in patterns for path in folder.glob(pattern)):
+        try:
+            is_pointer = is_lfs_pointer(path)
+        except OSError as error:
+            raise BaseError(
+                f"base {name}: {path.name} cannot be read ({error.strerror}); make it readable"
+            ) from error
+        if is_pointer:
+            raise BaseError(
+                f"base {name}: {path.name} is a Git LFS pointer, not the file itself; run "
+                f"`git lfs pull` in {folder}"
+            )
 
 
 def _refuse_remote_code(name: str, config: dict[str, Any]) -> None:

@@ -11,12 +11,15 @@ import shlex
 import sys
 import tempfile
 import warnings
+from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperOption
 
-from chattune.errors import ChattuneError, Interrupted
+from chattune.errors import ChattuneError, Interrupted, UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,9 +36,47 @@ app = typer.Typer(
     help="Fine-tune a pre-trained language model into a chatbot, prove it, and talk to it.",
 )
 
-RecipeName = Annotated[str, typer.Argument(help="Shipped recipe, or path of a YAML file.")]
+
+class Command(TyperCommand):
+    """A command that refuses an option given twice, of which the last would silently count."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments; raise UserError for an option that takes one value and has two."""
+        *_, parameters = self.make_parser(ctx).parse_args(list(args))
+        options = Counter(p for p in parameters if isinstance(p, TyperOption))
+        for option, times in options.items():
+            if times > 1 and not option.multiple and not option.is_flag:
+                raise UserError(f"{option.opts[0]}: given {times} times; give it once")
+        return super().parse_args(ctx, args)
+
+
+command = partial(app.command, cls=Command)
+
+
+def _expand(path: Path | str | None) -> Path | str | None:
+    """Replace a leading `~`, which a shell leaves as it is in `--output=~/run`."""
+    from chattune.recipe import expand_home
+
+    return path and type(path)(expand_home(str(path)))
+
+
+RecipeName = Annotated[
+    str, typer.Argument(help="Shipped recipe, or path of a YAML file.", callback=_expand)
+]
 RunOrModel = Annotated[
-    str, typer.Argument(help="Run folder, model folder, Hub id, or `starter` (the embedded base).")
+    str,
+    typer.Argument(
+        help="Run folder, model folder, Hub id, or `starter` (the embedded base).",
+        callback=_expand,
+    ),
+]
+RunBase = Annotated[
+    str | None,
+    typer.Option(
+        "--base",
+        help="Where the run's base is now: folder or Hub id with the same weights.",
+        callback=_expand,
+    ),
 ]
 Data = Annotated[
     str | None,
@@ -75,13 +116,16 @@ Quantize = Annotated[
 Port = Annotated[int | None, typer.Option(help="Port; by default the first free one from 7860.")]
 
 
-@app.command()
+@command()
 def prepare(
     recipe: RecipeName = "starter",
     data: Data = None,
     base: BaseName = None,
     output: Annotated[
-        Path | None, typer.Option(help="Folder for the prepared data; `tune --data` reads it.")
+        Path | None,
+        typer.Option(
+            help="Folder for the prepared data; `tune --data` reads it.", callback=_expand
+        ),
     ] = None,
     settings: Settings = None,
     show_mask: Annotated[
@@ -119,18 +163,26 @@ def prepare(
         _note(f"prepared data: {output}")
 
 
-@app.command()
+@command()
 def tune(
     recipe: RecipeName,
     data: Data = None,
     base: BaseName = None,
     output: Annotated[
-        Path | None, typer.Option(help="Run folder; by default the recipe's name in runs/.")
+        Path | None,
+        typer.Option(help="Run folder; by default the recipe's name in runs/.", callback=_expand),
     ] = None,
     settings: Settings = None,
     skip_bad_rows: SkipBadRows = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue a run that was stopped.")
+    ] = False,
+    extend: Annotated[
+        bool,
+        typer.Option(
+            "--extend",
+            help="With --resume: accept another number of steps although the learning rate jumps.",
+        ),
     ] = False,
     dry_run: DryRun = False,
 ) -> None:
@@ -141,16 +193,16 @@ def tune(
     from chattune.tuning import plan
 
     resolved = _recipe(recipe, data, base, settings, skip_bad_rows)
-    folder = output or Path("runs") / Path(recipe).stem
+    folder = output or Path("runs") / Path(recipe).name.removesuffix(".yaml").removesuffix(".yml")
     if dry_run:
         _print_plan(plan(resolved))
         return
-    run = _tune(resolved, folder, resume=resume)
+    run = _tune(resolved, folder, resume=resume, extend=extend)
     _print_samples(run.samples)
-    _note(f"run: {run.folder}\ntalk to it: chattune chat {run.folder}")
+    _note(f"run: {run.folder}\n{_how_to_chat(run.folder)}")
 
 
-@app.command()
+@command()
 def chat(
     run_or_model: RunOrModel,
     prompt: Annotated[
@@ -158,6 +210,7 @@ def chat(
     ] = None,
     system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same reply.")] = None,
+    base: RunBase = None,
     engine: EngineName = "auto",
     quantize: Quantize = "auto",
 ) -> None:
@@ -165,7 +218,7 @@ def chat(
     from chattune.chat import Chatbot
     from chattune.chat.terminal import talk
 
-    bot = Chatbot.load(run_or_model, system=system, engine=engine, quantize=quantize)
+    bot = Chatbot.load(run_or_model, system=system, engine=engine, quantize=quantize, base=base)
     bot.decoding = bot.decoding.but(seed=seed)
     if prompt is None:
         talk(bot, _console())
@@ -173,9 +226,10 @@ def chat(
         typer.echo(bot.reply(prompt).text)
 
 
-@app.command()
+@command()
 def serve(
     run_or_model: RunOrModel,
+    base: RunBase = None,
     host: Host = "127.0.0.1",
     port: Port = None,
     engine: EngineName = "auto",
@@ -185,31 +239,36 @@ def serve(
     from chattune.chat import Chatbot
 
     # The model is loaded first, because importing Gradio takes longer than finding a wrong path.
-    bot = Chatbot.load(run_or_model, engine=engine, quantize=quantize)
+    bot = Chatbot.load(run_or_model, engine=engine, quantize=quantize, base=base)
     from chattune.serve import serve_page
 
-    serve_page(bot, title=Path(run_or_model).name, host=host, port=port)
+    serve_page(bot, title=Path(run_or_model).absolute().name, host=host, port=port)
 
 
-@app.command()
+@command()
 def export(
-    run: Annotated[Path, typer.Argument(help="Run folder.")],
-    merged: Annotated[Path, typer.Option(help="Folder for the stand-alone model.")],
+    run: Annotated[Path, typer.Argument(help="Run folder.", callback=_expand)],
+    merged: Annotated[
+        Path, typer.Option(help="Folder for the stand-alone model.", callback=_expand)
+    ],
+    base: RunBase = None,
     dry_run: DryRun = False,
 ) -> None:
     """Write a run as a stand-alone model that transformers loads without chattune."""
     from chattune.folders import check_output_folder
+    from chattune.models import base_of
     from chattune.models.export import export as export_run
     from chattune.run import Run
 
     if dry_run:
         check_output_folder(merged, "--merged")
-        _note(f"would merge {Run.open(run).folder} into its base and write {merged}")
+        place = base_of(Run.open(run), base).name
+        _note(f"would merge {run} into its base ({place}) and write {merged}")
         return
-    _note(f"stand-alone model: {export_run(run, merged)}")
+    _note(f"stand-alone model: {export_run(run, merged, base=base)}")
 
 
-@app.command()
+@command()
 def doctor(as_json: AsJson = False) -> None:
     """Report what this machine is, how fast it is, and how chattune uses it."""
     from chattune.doctor import examine
@@ -228,12 +287,14 @@ def doctor(as_json: AsJson = False) -> None:
     _console().print(table)
 
 
-@app.command()
+@command()
 def quickstart(
     no_ui: Annotated[
         bool, typer.Option("--no-ui", help="Stop after the sample replies; open no chat page.")
     ] = False,
-    output: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/starter"),
+    output: Annotated[Path, typer.Option(help="Run folder.", callback=_expand)] = Path(
+        "runs/starter"
+    ),
     dry_run: DryRun = False,
 ) -> None:
     """Tune the embedded base in a few minutes, without a network, and open its chat page."""
@@ -264,7 +325,7 @@ def quickstart(
         sample_replies(loaded.model, loaded.template, questions, decoding, loaded.positions)
     )
     if no_ui:
-        _note(f"talk to it: chattune chat {output}")
+        _note(_how_to_chat(output))
         return
     from chattune.serve import serve_page
 
@@ -317,13 +378,14 @@ def _recipe(
     return load_recipe(name, overrides | parse_overrides(settings or []))
 
 
-def _tune(recipe: "Recipe", folder: Path, *, resume: bool) -> "Run":
+def _tune(recipe: "Recipe", folder: Path, *, resume: bool, extend: bool = False) -> "Run":
     """Tune with a progress bar; if interrupted, name the command that continues the run."""
     from chattune.tuning import tune as tune_model
     from chattune.tuning.progress import Bar
 
     try:
-        return tune_model(recipe, folder, resume=resume, watcher=Bar(_console(stderr=True)))
+        watcher = Bar(_console(stderr=True))
+        return tune_model(recipe, folder, resume=resume, extend=extend, watcher=watcher)
     except Interrupted as interruption:
         arguments = sys.argv[1:]
         if arguments[0] == "tune" and "--resume" not in arguments:
@@ -343,6 +405,10 @@ def _console(*, stderr: bool = False) -> "Console":
 def _note(text: str) -> None:
     """Print a note on standard error."""
     typer.echo(text, err=True)
+
+
+def _how_to_chat(folder: Path) -> str:
+    return f"talk to it: {shlex.join(['chattune', 'chat', str(folder)])}"
 
 
 def _print_samples(rows: list[dict[str, Any]]) -> None:

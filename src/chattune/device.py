@@ -1,6 +1,7 @@
 """The machine that chattune runs on: its device, dtype and memory, and its measured rates."""
 
 import functools
+import math
 import os
 import time
 from collections.abc import Callable
@@ -50,7 +51,7 @@ def find_device() -> Device:
     """Return the device to use: a CUDA GPU, else Apple's GPU, else the CPU."""
     import torch
 
-    kind, threads = _kind(), torch.get_num_threads()
+    kind, threads = _kind(), _limit_threads()
     if kind == "cuda":
         properties = torch.cuda.get_device_properties(0)
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -61,6 +62,33 @@ def find_device() -> Device:
         return Device(kind, "Apple GPU", False, threads, host_memory(), reason)
     bf16, reason = _cpu_bf16()
     return Device(kind, _cpu_name(), bf16, threads, host_memory(), reason)
+
+
+def _limit_threads() -> int:
+    """Let PyTorch use no more threads than the container's CPU quota allows; return their number.
+
+    PyTorch counts the processors of the machine. Threads beyond the quota would wait for each other
+    while the container is throttled. A number that the user has set stays.
+    """
+    import torch
+
+    quota = cpu_quota()
+    if quota is not None and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(min(torch.get_num_threads(), max(1, math.ceil(quota))))
+    return int(torch.get_num_threads())
+
+
+def cpu_quota() -> float | None:
+    """Return the number of processors that a container's cgroup allows, or None without a limit."""
+    for files in (["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]):  # cgroup 2, 1
+        try:
+            texts = [Path("/sys/fs/cgroup", file).read_text() for file in files]
+            quota, period = map(int, " ".join(texts).split())
+        except (OSError, ValueError):  # another system than Linux, or the text "max"
+            continue
+        if quota > 0:  # -1 is no limit
+            return quota / period
+    return None
 
 
 def host_memory() -> int:

@@ -78,6 +78,7 @@ def _hub_state() -> str:
     """Return, as text, whether the Hub can be reached; it is asked unless it is switched off."""
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
         return "switched off (HF_HUB_OFFLINE)"
+    from http.client import HTTPException
     from urllib.error import HTTPError
     from urllib.request import urlopen
 
@@ -88,6 +89,6 @@ def _hub_state() -> str:
             return "reachable"
     except HTTPError:  # the Hub answered, if with an error
         return "reachable"
-    except OSError as error:
+    except (OSError, HTTPException, ValueError) as error:  # ValueError: HF_ENDPOINT is no URL
         reason = getattr(error, "reason", error)
         return f"not reachable ({reason}); local files and the starter work without it"

@@ -62,6 +62,10 @@ class HubUnreachable(HubError):
     """A request for files that are not cached, while the Hub cannot be reached."""
 
 
+class TrainingDiverged(UserError):
+    """A training whose loss or gradient is no longer a finite number."""
+
+
 class VerificationError(ChattuneError):
     """A saved model whose results differ from those of the trained model."""
 

@@ -4,6 +4,7 @@ The Hub's client checks the size of a file but not its content: a flipped bit wo
 or a word.
 """
 
+import errno
 import logging
 import os
 import re
@@ -17,6 +18,10 @@ from chattune.errors import HubError, HubNotFound, HubUnreachable, first_line
 
 Kind = Literal["model", "dataset"]
 _VERIFIED = ".chattune-verified"  # a file in the snapshot that lists what was compared
+_UNWRITABLE = {  # the errors of a folder that no file can be written to
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST),
+    *(errno.ENOSPC, errno.EDQUOT),
+}
 
 
 def is_hub_id(name: str, kind: Kind) -> bool:
@@ -37,7 +42,10 @@ def fetch(name: str, kind: Kind, patterns: Sequence[str], revision: str | None =
     or without a network the commit that was downloaded last. Raises HubError.
     """
     import huggingface_hub
+    from huggingface_hub import constants
 
+    if constants.HF_HUB_CACHE.startswith("~"):  # it stays in the path if there is no home
+        raise HubError("there is no home directory to keep downloads in; set HF_HOME to a folder")
     with quiet_hub(), plain_errors():
         folder = Path(
             huggingface_hub.snapshot_download(
@@ -113,7 +121,20 @@ def plain_errors() -> Iterator[None]:
     except (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled) as error:
         raise HubUnreachable(first_line(error)) from error
     except (httpx.HTTPError, OSError, ValueError) as error:
-        raise HubError(f"the download failed ({first_line(error)}); try again") from error
+        problem = cache_problem(error) or f"the download failed ({first_line(error)}); try again"
+        raise HubError(problem) from error
+
+
+def cache_problem(error: BaseException) -> str | None:
+    """Return the message for an error that says that downloads cannot be kept, or else None."""
+    from huggingface_hub import constants
+
+    if not isinstance(error, OSError) or error.errno not in _UNWRITABLE:
+        return None
+    return (
+        f"{error.filename or constants.HF_HOME} cannot be used to keep downloads "
+        f"({error.strerror}); set HF_HOME to a folder that can be written to"
+    )
 
 
 @contextmanager

@@ -1,16 +1,76 @@
 """The recipe of a run: its fields, how it is loaded and overridden, and how it is validated."""
 
 import difflib
+import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from chattune.conversation import Role
-from chattune.errors import RecipeError
+from chattune.errors import RecipeError, UserError
+
+_CONVERSATION_SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet", ".gz")
+_LARGEST_FILE = 1 << 20  # bytes; a recipe has far fewer
+
+# Fields under the names that they have in other libraries, by the last part of a dotted name.
+_OTHER_NAMES = {
+    other: field
+    for field, others in {
+        "base": "model model_name model_name_or_path base_model base_model_name_or_path",
+        "data.source": "dataset datasets dataset_name dataset_path data_path data_files train_file",
+        "data.max_length": "max_seq_length max_seq_len sequence_len model_max_length cutoff_len",
+        "data.rows": "max_samples max_train_samples num_samples",
+        "data.validation": "val_set_size val_size validation_split test_size eval_split",
+        "lora.rank": "r lora_r lora_rank",
+        "lora.alpha": "lora_alpha",
+        "lora.dropout": "lora_dropout",
+        "lora.targets": "target_modules lora_target_modules lora_target",
+        "training.steps": "max_steps num_steps iters max_iters",
+        "training.epochs": "num_epochs num_train_epochs max_epochs",
+        "training.batch_size": "per_device_train_batch_size train_batch_size micro_batch_size",
+        "training.accumulation": "gradient_accumulation_steps gradient_accumulation grad_accum",
+        "training.learning_rate": "lr",
+        "training.warmup_ratio": "warmup warmup_steps lr_warmup_steps",
+        "training.schedule": "scheduler lr_scheduler lr_scheduler_type",
+        "training.max_grad_norm": "grad_clip gradient_clipping gradient_clip_val",
+        "training.weight_decay": "wd",
+        "training.evaluate_every": "eval_steps eval_every save_steps",
+        "training.patience": "early_stopping early_stopping_patience",
+        "seed": "random_seed data_seed",
+    }.items()
+    for other in others.split()
+}
+
+
+def expand_home(path: str) -> str:
+    """Replace a leading `~` by the home folder, as a shell does unless the path is quoted.
+
+    Raises UserError for the home folder of an unknown user.
+    """
+    if not path.startswith("~"):
+        return path
+    try:
+        return str(Path(path).expanduser())
+    except RuntimeError as error:
+        raise UserError(
+            f"{path}: no such user; write the path in full, or ./{path} for this very name"
+        ) from error
+
+
+HubIdOrPath = Annotated[str, AfterValidator(expand_home)]
 
 
 class Section(BaseModel):
@@ -22,7 +82,9 @@ class Section(BaseModel):
 class DataRecipe(Section):
     """The conversations of a run, and how they are cleaned, shortened and split."""
 
-    source: str = Field(description="Hub id, file or folder of the conversations, or `starter`.")
+    source: HubIdOrPath = Field(
+        description="Hub id, file or folder of the conversations, or `starter`."
+    )
     split: str = Field("train", description="Split of a Hub data set to read.")
     format: str = Field(
         "auto", description="Format of the rows; `auto` recognises it by their fields."
@@ -70,6 +132,23 @@ class LoraRecipe(Section):
         description="Names of the layers to adapt; `all-linear` is every linear layer of a block.",
     )
 
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _split_targets(cls, value: Any) -> Any:
+        """Accept names separated by commas, as the command line gives them."""
+        if value == "all-linear":
+            return value
+        names = value.split(",") if isinstance(value, str) else value
+        if not isinstance(names, list | tuple) or not all(isinstance(n, str) for n in names):
+            raise ValueError("give the names of layers, such as q_proj,v_proj, or all-linear")
+        names = [name.strip() for name in names]
+        if not all(re.fullmatch(r"[\w.-]+", name) for name in names):
+            raise ValueError(
+                "patterns are not supported; give the names of layers, such as q_proj,v_proj, or "
+                "all-linear"
+            )
+        return names
+
 
 class TrainingRecipe(Section):
     """The number of steps, the batch and the AdamW optimiser."""
@@ -98,6 +177,12 @@ class TrainingRecipe(Section):
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="Course of the learning rate after the warm-up."
     )
+    max_grad_norm: float = Field(
+        1.0, gt=0, description="Gradients with a larger norm are scaled down to this norm."
+    )
+    weight_decay: float = Field(
+        0.0, ge=0, description="Weight decay of AdamW, which applies to the adapter's matrices."
+    )
     evaluate_every: int = Field(
         50, ge=1, description="Number of steps between validations; each also saves a checkpoint."
     )
@@ -120,7 +205,9 @@ class TrainingRecipe(Section):
 class Recipe(Section):
     """All settings that determine what a run computes."""
 
-    base: str = Field(description="Hub id or folder of the pre-trained model, or `starter`.")
+    base: HubIdOrPath = Field(
+        description="Hub id or folder of the pre-trained model, or `starter`."
+    )
     data: DataRecipe
     lora: LoraRecipe = LoraRecipe()
     training: TrainingRecipe
@@ -133,6 +220,9 @@ class Recipe(Section):
         return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
 
 
+RecipeLike = Recipe | Mapping[str, Any] | str | Path
+
+
 def shipped() -> list[str]:
     """Return the names of the recipes that are part of chattune."""
     folder = resources.files("chattune") / "recipes"
@@ -141,13 +231,30 @@ def shipped() -> list[str]:
     )
 
 
-def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
+def load_recipe(name: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
     """Load a shipped recipe by name, or a YAML file by path.
 
     `overrides` maps dotted fields to values that replace those of the file: `{"lora.rank": 8}`.
     Raises a RecipeError that lists every problem at once.
     """
-    return _validate(_override(_read(name), overrides or {}), name)
+    return _validate(_override(_read(str(name)), overrides or {}), f"recipe {name}")
+
+
+def as_recipe(recipe: RecipeLike) -> Recipe:
+    """Return a recipe as it is, or make one of its fields, a shipped recipe's name or a path.
+
+    Raises RecipeError as `load_recipe` does, and TypeError for anything else.
+    """
+    if isinstance(recipe, Recipe):
+        return recipe
+    if isinstance(recipe, Mapping):
+        return _validate(dict(recipe), "recipe")
+    if isinstance(recipe, str | Path):
+        return load_recipe(recipe)
+    raise TypeError(
+        "recipe: give a Recipe, a dict of its fields, the name of a shipped recipe or the path of "
+        f"a YAML file, not {recipe!r:.80}"
+    )
 
 
 def parse_overrides(settings: Sequence[str]) -> dict[str, Any]:
@@ -182,32 +289,47 @@ def fields(section: type[Section] = Recipe, prefix: str = "") -> Iterator[tuple[
 
 
 def _read(name: str) -> dict[str, Any]:
-    path = Path(name)
     if name in shipped():
-        text = (resources.files("chattune") / "recipes" / f"{name}.yaml").read_text("utf-8")
-    elif path.is_file():
-        try:
-            text = path.read_text("utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            raise RecipeError(
-                f"recipe {name}: cannot be read as UTF-8 text ({error}); save it as UTF-8"
-            ) from error
+        path = Path(str(resources.files("chattune"))) / "recipes" / f"{name}.yaml"
     else:
+        path = Path(expand_home(name))
+        _refuse_other_than_recipe(name, path)
+    try:
+        text = path.read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(
-            f"recipe {name!r}: no such file; give the path of a YAML file, or a shipped recipe "
-            f"({', '.join(shipped())})"
-        )
+            f"recipe {name}: cannot be read as UTF-8 text ({error}); save it as UTF-8"
+        ) from error
+    as_data = f"if it holds conversations, pass --data {shlex.quote(name)} after a recipe's name"
+    remedy = "mend it" if path.suffix in (".yaml", ".yml") else as_data
     try:
         tree = yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise RecipeError(f"{name}:{line}: not valid YAML: {error.problem}; mend it") from error
+        raise RecipeError(f"{name}:{line}: not valid YAML: {error.problem}; {remedy}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
-        raise RecipeError(f"{name}: not valid YAML: {reason}; mend it") from error
+        raise RecipeError(f"{name}: not valid YAML: {reason}; {remedy}") from error
     if not isinstance(tree, dict):
-        raise RecipeError(f"recipe {name}: expected fields such as `base:` and `data:`")
+        raise RecipeError(f"recipe {name}: expected fields such as `base:` and `data:`; {as_data}")
     return tree
+
+
+def _refuse_other_than_recipe(name: str, path: Path) -> None:
+    """Raise RecipeError for a path that is missing, or that rather holds conversations."""
+    if path.suffix.lower() in _CONVERSATION_SUFFIXES or (
+        path.is_file() and path.stat().st_size > _LARGEST_FILE
+    ):
+        raise RecipeError(
+            f"recipe {name}: conversations rather than a recipe; did you mean --data "
+            f"{shlex.quote(name)}, after a recipe such as starter?"
+        )
+    if not path.is_file():
+        problem = "a folder" if path.is_dir() else "no such file"
+        raise RecipeError(
+            f"recipe {name!r}: {problem}; give the path of a YAML file, or a shipped recipe "
+            f"({', '.join(shipped())}); conversations are given with --data"
+        )
 
 
 def _override(tree: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -230,24 +352,37 @@ def _override(tree: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, A
     return tree
 
 
-def _validate(tree: dict[str, Any], name: str) -> Recipe:
+def _validate(tree: dict[str, Any], label: str) -> Recipe:
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
         problems = [_problem(dict(detail)) for detail in error.errors()]
-        raise RecipeError("\n".join(f"recipe {name}: {p}" for p in problems)) from error
+        raise RecipeError("\n".join(f"{label}: {p}" for p in problems)) from error
 
 
 def _problem(detail: dict[str, Any]) -> str:
     field = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
-        known = [name for name, _, _ in fields()]
-        nearest = difflib.get_close_matches(field, known, n=1, cutoff=0.4)
-        return f"{field}: unknown field; " + (
-            f"did you mean {nearest[0]}?" if nearest else "remove it"
-        )
+        return f"{field}: unknown field; {_suggestion(field)}"
     if detail["type"] == "missing":
         return f"{field}: missing; add it to the recipe or pass --set {field}=..."
-    message = detail["msg"].removeprefix("Value error, ")
     value = "" if isinstance(detail["input"], dict) else f", not {detail['input']!r:.80}"
+    if detail["type"] == "model_type":
+        first = next(name for name, _, _ in fields() if name.startswith(f"{field}."))
+        return f"{field}: a section; set its fields, such as {first}{value}"
+    message = detail["msg"].removeprefix("Value error, ")
     return f"{field}: {message[0].lower()}{message[1:]}{value}"
+
+
+def _suggestion(field: str) -> str:
+    """Return what to do about an unknown field: use the one that was probably meant, or none."""
+    known = [name for name, _, _ in fields()]
+    if field in known:
+        section, _, leaf = field.rpartition(".")
+        return f"write {leaf} inside the section {section}"
+    leaf = field.rpartition(".")[2]
+    by_leaf = _OTHER_NAMES | {name.rpartition(".")[2]: name for name in known}
+    nearest = by_leaf.get(leaf) or next(
+        iter(difflib.get_close_matches(field, known, n=1, cutoff=0.4)), None
+    )
+    return f"did you mean {nearest}?" if nearest else "remove it"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from chattune.errors import RecipeError, RunError
-from chattune.folders import check_output_folder, write_json
+from chattune.folders import apply_umask, check_output_folder, write_json
 from chattune.recipe import Recipe, load_recipe
 
 MANIFEST = "manifest.json"
@@ -29,6 +29,7 @@ CARD = "README.md"
 CHECKPOINTS = "checkpoints"
 ADAPTER = ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 INT8 = "int8.safetensors"  # made from base and adapter when the run is first loaded for chat
+_LFS_POINTER = b"version https://git-lfs"
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,12 @@ class Run:
         for name, expected in listed.items():
             if not (path / name).is_file():
                 raise RunError(f"run {folder}: {name} is missing; copy or tune the run again")
-            if _size_and_hash(path / name) != expected:
+            if size_and_hash(path / name) != expected:
+                if is_lfs_pointer(path / name):
+                    raise RunError(
+                        f"run {folder}: {name} is a Git LFS pointer, not the file itself; run "
+                        f"`git lfs pull` in {folder}"
+                    )
                 raise RunError(
                     f"run {folder}: {name} is not what was saved (its hash differs); "
                     "copy or tune the run again"
@@ -87,6 +93,13 @@ class Run:
         return facts
 
     @property
+    def base_place(self) -> str | None:
+        """The Hub id or absolute path from which the base was loaded, if the adapter is saved."""
+        path = self.folder / ADAPTER_CONFIG
+        config: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        return config.get("base_model_name_or_path")
+
+    @property
     def samples(self) -> list[dict[str, Any]]:
         """Prompts with the base's and the tuned model's reply to each."""
         samples: list[dict[str, Any]] = json.loads((self.folder / SAMPLES).read_text("utf-8"))
@@ -99,6 +112,14 @@ def is_run(folder: str | Path) -> bool:
     return (path / MANIFEST).is_file() or (
         (path / RECIPE).is_file() and (path / CHECKPOINTS).is_dir()
     )
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Return whether a file is what Git leaves in place of a large file that was not fetched."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(_LFS_POINTER)) == _LFS_POINTER
 
 
 def read_recipe(folder: Path) -> Recipe:
@@ -126,8 +147,8 @@ def save_into(folder: Path, save: Callable[[Path], object]) -> None:
     temporary = Path(tempfile.mkdtemp(dir=folder, prefix=".saving-"))
     try:
         save(temporary)
+        apply_umask(temporary)
         for file in temporary.iterdir():
-            file.chmod(0o644)  # some libraries write files that only their owner can read
             file.replace(folder / file.name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -140,7 +161,7 @@ def seal(folder: Path) -> Run:
     """
     names = sorted(f.name for f in folder.iterdir() if f.is_file() and f.name[0] != ".")
     files = [folder / name for name in names if name not in (MANIFEST, INT8)]
-    write_json(folder / MANIFEST, {"files": {f.name: _size_and_hash(f) for f in files}})
+    write_json(folder / MANIFEST, {"files": {f.name: size_and_hash(f) for f in files}})
     return Run(folder)
 
 
@@ -150,7 +171,8 @@ def unseal(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def _size_and_hash(path: Path) -> dict[str, Any]:
+def size_and_hash(path: Path) -> dict[str, Any]:
+    """Return a file's size in bytes and its SHA-256, as the manifest lists them."""
     with path.open("rb") as file:
         return {
             "bytes": path.stat().st_size,

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -191,6 +192,22 @@ def test_a_message_too_long_is_refused_and_not_kept(template: Template) -> None:
     assert bot.messages == turns(("user", "Hi!"), ("assistant", "One."))
 
 
+@pytest.mark.parametrize("text", [None, 5, ["Hi!"], b"Hi!"])
+def test_a_message_that_is_no_string_is_refused(template: Template, text: Any) -> None:
+    bot = scripted(template, "One.")
+    with pytest.raises(TypeError, match="message: give a string, not "):
+        bot.reply(text)
+    with pytest.raises(TypeError, match="message: give a string, not "):
+        next(bot.stream(text))
+    assert bot.messages == []
+
+
+def test_settings_that_are_no_decoding_are_refused(template: Template) -> None:
+    settings: Any = {"temperature": 0}
+    with pytest.raises(TypeError, match="decoding: give a Decoding, such as"):
+        scripted(template, "One.").reply("Hi!", settings)
+
+
 def test_half_a_surrogate_pair_is_answered_or_refused(template: Template) -> None:
     """Bytes from a terminal or shell that are not UTF-8 reach Python as such halves."""
     bot = scripted(template, "One.")
@@ -281,3 +298,9 @@ def test_a_model_is_sampled_as_it_recommends(tiny_base: Path, tmp_path: Path) ->
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BaseError, match=r"holds no config\.json"):
         Chatbot.load(tmp_path)
+
+
+@pytest.mark.parametrize("value", [None, 5, b"starter", ["starter"]])
+def test_what_is_neither_path_nor_name_is_refused(value: Any) -> None:
+    with pytest.raises(TypeError, match="run_or_model: give a run folder, a model folder, a Hub"):
+        Chatbot.load(value)

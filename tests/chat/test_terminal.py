@@ -251,3 +251,77 @@ def test_an_empty_conversation_adds_no_line(bot: Chatbot, tmp_path: Path) -> Non
     assert not file.exists() or all(
         json.loads(line)["messages"] for line in file.read_text("utf-8").splitlines()
     )
+
+
+def line_of(*messages: tuple[str, str]) -> str:
+    row = {"messages": [{"role": role, "content": content} for role, content in messages]}
+    return json.dumps(row, ensure_ascii=False)
+
+
+OLD = line_of(("user", "Größe?"), ("assistant", "One."))
+NEW = line_of(("user", "Hi!"), ("assistant", "Hello there."))
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("", f"{NEW}\n"),
+        (f"{OLD}\n", f"{OLD}\n{NEW}\n"),
+        (OLD, f"{OLD}\n{NEW}\n"),
+        (f"{OLD}\n{OLD}", f"{OLD}\n{OLD}\n{NEW}\n"),
+        (f"{OLD}\r\n", f"{OLD}\r\n{NEW}\n"),
+        (f"{OLD}\n\n", f"{OLD}\n\n{NEW}\n"),
+    ],
+    ids=["empty", "line", "no final newline", "two lines", "CRLF", "blank line"],
+)
+def test_a_conversation_gets_a_line_of_its_own(
+    bot: Chatbot, tmp_path: Path, before: str, after: str
+) -> None:
+    file = tmp_path / "chat.jsonl"
+    file.write_bytes(before.encode())
+    bot.reply("Hi!")
+    assert command(bot, f"/save {file}") == f"saved 2 messages to {file}"
+    assert file.read_bytes().decode() == after
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "Dear diary,\n",
+        "\n",
+        '{"messages"',
+        '{"instruction": "a", "output": "b"}\n',
+        '["messages"]\n',
+        f"question,answer\n{OLD}\n",
+        f"{OLD}\nDear diary,\n",
+        f'{OLD}\n{{"messages": [',
+        f"[\n{OLD}\n]\n",
+        "[" * 100_000,
+    ],
+    ids=lambda content: content[:12],
+)
+def test_a_file_of_something_else_is_left_as_it_is(
+    bot: Chatbot, tmp_path: Path, content: str
+) -> None:
+    file = tmp_path / "notes.txt"
+    file.write_text(content, "utf-8")
+    bot.reply("Hi!")
+    with pytest.raises(ChatError, match="holds something other than conversations"):
+        command(bot, f"/save {file}")
+    assert file.read_text("utf-8") == content
+
+
+def test_a_tilde_is_the_home_folder(
+    bot: Chatbot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    bot.reply("Hi!")
+    command(bot, "/save ~/chat.jsonl")
+    assert (tmp_path / "chat.jsonl").read_text("utf-8") == f"{NEW}\n"
+
+
+def test_half_a_character_leaves_no_file(template: Template, tmp_path: Path) -> None:
+    history = [Message("user", "caf\udce9"), Message("assistant", "One.")]
+    bot = Chatbot(ScriptedEngine([]), template, 512, messages=history)
+    assert "cannot be written" in command(bot, f"/save {tmp_path / 'chat.jsonl'}")
+    assert list(tmp_path.iterdir()) == []

@@ -354,6 +354,38 @@ def test_another_setting_is_prepared_anew(
     assert tokenised() > before
 
 
+def test_another_version_prepares_anew_and_finds_the_same_conversations(
+    tmp_path: Path, tokenised: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_rows(tmp_path / "talk.jsonl", talk(5))
+    first = prepare(recipe_for(source))
+    before = tokenised()
+    monkeypatch.setattr("chattune.data.__version__", "1000.0")
+    second = prepare(recipe_for(source))
+    assert tokenised() > before
+    assert same(first, second)
+
+
+def test_the_fingerprint_tells_what_is_trained_and_validated_on(tmp_path: Path) -> None:
+    def fingerprint(rows: list[dict[str, Any]], **fields: Any) -> str:
+        source = write_rows(tmp_path / "talk.jsonl", rows)
+        settings = {name.replace("__", "."): value for name, value in fields.items()}
+        return prepare(recipe_for(source, settings)).report.fingerprint
+
+    rows = talk(20)
+    known = fingerprint(rows)
+    assert fingerprint([*rows, rows[0]]) == known  # the second of two equal ones is dropped
+    assert fingerprint(rows, data__max_length=300, seed=1) == known  # nothing is cut or sampled
+    other = base_with(tmp_path / "other", lambda t: t["model"]["merges"].clear())
+    others = [
+        fingerprint(rows[:-1]),
+        fingerprint(rows[::-1]),
+        fingerprint(rows, data__validation=0.3),
+        fingerprint(rows, base=str(other)),
+    ]
+    assert len({known, *others}) == 5
+
+
 def test_settings_that_do_not_touch_the_data_are_served_from_the_cache(
     tmp_path: Path, tokenised: Callable[[], int]
 ) -> None:

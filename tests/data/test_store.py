@@ -328,8 +328,9 @@ def losses(run: Path) -> list[float]:
 
 
 def test_a_run_on_the_folder_equals_one_on_its_source_and_is_resumed_on_no_other(
-    on_tiny_base: Cli, source: Path, tmp_path: Path
+    on_tiny_base: Cli, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Another version of chattune is no other source."""
     folder = tmp_path / "prepared"
     assert on_tiny_base("prepare", "--data", source, "--output", folder).code == 0
 
@@ -349,6 +350,12 @@ def test_a_run_on_the_folder_equals_one_on_its_source_and_is_resumed_on_no_other
     facts = [json.loads((run / "run.json").read_text()) for run in (plain, reopened)]
     assert facts[0]["data"] == facts[1]["data"]
     assert facts[0]["data"]["source"] == str(source)
+
+    monkeypatch.setattr("chattune.data.__version__", "1000.0")
+    upgraded = tune(source, "plain", 3, "--resume")
+    assert upgraded.code == 0, upgraded.err
+    assert losses(plain)[:2] == losses(reopened)
+    assert len(losses(plain)) == 3
 
     shutil.rmtree(folder)
     write_rows(source, talk(41))

@@ -17,12 +17,12 @@ from chattune.run import Run
 
 
 def test_gpt_neo_gets_the_fast_engine_and_others_the_reference(
-    neo_base: Path, tmp_path: Path
+    tiny_base: Path, tmp_path: Path
 ) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    assert load_engine(neo_base).kind == "fast, int8"
-    assert load_engine(neo_base, engine="reference").kind == "reference, fp32"
+    assert load_engine(tiny_base).kind == "fast, int8"
+    assert load_engine(tiny_base, engine="reference").kind == "reference, fp32"
     other = tmp_path / "gpt2"
     tokenizer = AutoTokenizer.from_pretrained(starter_folder())
     GPT2LMHeadModel(
@@ -35,9 +35,9 @@ def test_gpt_neo_gets_the_fast_engine_and_others_the_reference(
 
 
 @pytest.mark.parametrize("choice", [{"engine": "faster"}, {"quantize": "int4"}])
-def test_an_unknown_choice_lists_those_there_are(neo_base: Path, choice: dict[str, str]) -> None:
+def test_an_unknown_choice_lists_those_there_are(tiny_base: Path, choice: dict[str, str]) -> None:
     with pytest.raises(ChatError, match=r"no such choice '.*'; there are auto"):
-        load_engine(neo_base, **choice)
+        load_engine(tiny_base, **choice)
 
 
 @pytest.mark.parametrize(
@@ -48,9 +48,9 @@ def test_an_unknown_choice_lists_those_there_are(neo_base: Path, choice: dict[st
     ],
 )
 def test_a_damaged_base_is_named(
-    name: str, content: bytes, message: str, neo_base: Path, tmp_path: Path
+    name: str, content: bytes, message: str, tiny_base: Path, tmp_path: Path
 ) -> None:
-    base = Path(shutil.copytree(neo_base, tmp_path / "base"))
+    base = Path(shutil.copytree(tiny_base, tmp_path / "base"))
     (base / name).write_bytes(content)
     with pytest.raises(BaseError, match=message):
         load_engine(base)

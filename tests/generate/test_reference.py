@@ -1,5 +1,7 @@
 """Tests of the reference engine against transformers' generate: same tokens, same probabilities."""
 
+import inspect
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from chattune.base import DEFAULT_POSITIONS
+from chattune.errors import ChatError
 from chattune.generate import Decoding
 from chattune.generate.reference import ReferenceEngine
 
@@ -213,6 +217,44 @@ def test_prompt_and_reply_may_fill_every_position(engine: ReferenceEngine) -> No
     assert len(reply(engine, prompt, GREEDY.but(max_new_tokens=28))) == 28
 
 
+def test_a_reply_ends_at_the_last_position(engine: ReferenceEngine) -> None:
+    prompt = list(range(300, 400))
+    assert len(reply(engine, prompt, GREEDY)) == 28
+    assert len(reply(engine, list(range(300, 428)), GREEDY)) == 1  # as with the fast engine
+
+
+def test_several_replies_each_end_at_the_last_position(engine: ReferenceEngine) -> None:
+    prompts = [list(range(100)), PROMPT, list(range(120))]
+    tokens = list(engine.generate(prompts, GREEDY))
+    assert [sum(i == index for i, _ in tokens) for index in range(3)] == [28, 40, 8]
+
+
+@pytest.mark.parametrize("length", [0, 129])
+def test_a_prompt_of_no_or_too_many_tokens_is_refused(engine: ReferenceEngine, length: int) -> None:
+    with pytest.raises(ChatError, match=f"a prompt of {length} tokens; the model takes 1 to 128"):
+        reply(engine, [7] * length, GREEDY)
+
+
+def test_a_model_that_names_no_last_position_has_the_default(tiny_base: Path) -> None:
+    """BLOOM's positions have no end; chattune counts on the same number everywhere."""
+    from transformers import BloomConfig, BloomForCausalLM
+
+    bloom = BloomForCausalLM(BloomConfig(vocab_size=64, hidden_size=8, n_layer=1, n_head=1))
+    prompt = [1] * (DEFAULT_POSITIONS - 3)
+    assert len(reply(ReferenceEngine(bloom, NEVER), prompt, GREEDY)) == 3
+
+
+def test_nan_is_refused_instead_of_drawn_from(tiny_base: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_base)
+    with torch.no_grad():
+        model.transformer.ln_f.weight.fill_(torch.nan)
+    for decoding in (GREEDY, SAMPLED):
+        with pytest.raises(ChatError, match="computes NaN"):
+            reply(ReferenceEngine(model, NEVER), PROMPT, decoding)
+
+
 def test_an_end_token_in_the_prompt_stops_nothing(engine: ReferenceEngine, model: Any) -> None:
     greedy = reply(engine, PROMPT, GREEDY)
     end = next(token for token in PROMPT if token not in greedy)
@@ -264,3 +306,70 @@ def test_the_engine_switches_dropout_off(tiny_base: Path) -> None:
     model.train()
     ReferenceEngine(model, NEVER)
     assert not model.training
+
+
+# --- the cache ---------------------------------------------------------------------------------
+
+
+def test_the_cache_is_passed_without_a_deprecation(engine: ReferenceEngine) -> None:
+    expected = reply(engine, PROMPT, GREEDY)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert reply(engine, PROMPT, GREEDY) == expected
+
+
+class Renamed:
+    """A model whose cache has another name, as in another release of transformers."""
+
+    class Output(dict[str, Any]):
+        @property
+        def logits(self) -> Any:
+            return self["logits"]
+
+    def __init__(self, model: Any, name: str) -> None:
+        self.device, self.config, self._model = model.device, model.config, model
+        named = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None)
+        self._name, self._signature = name, inspect.Signature([named])
+
+    def eval(self) -> "Renamed":
+        return self
+
+    @property
+    def forward(self) -> Any:
+        def forward(ids: torch.Tensor, **arguments: Any) -> Any:
+            assert set(arguments) == {self._name, "use_cache", "logits_to_keep"}
+            installed = next(n for n in ("cache", "past_key_values") if n in self._installed())
+            arguments[installed] = arguments.pop(self._name)
+            out = self._model(ids, **arguments)
+            return self.Output(logits=out.logits, **{self._name: out[installed]})
+
+        forward.__signature__ = self._signature  # type: ignore[attr-defined]
+        return forward
+
+    def _installed(self) -> Any:
+        return inspect.signature(self._model.forward).parameters
+
+    def __call__(self, ids: torch.Tensor, **arguments: Any) -> Any:
+        return self.forward(ids, **arguments)
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values", "cache_params"])
+def test_the_cache_has_the_name_that_the_model_uses(
+    engine: ReferenceEngine, model: Any, name: str
+) -> None:
+    other: Any = ReferenceEngine(Renamed(model, name), NEVER)  # type: ignore[arg-type]
+    assert reply(other, PROMPT, GREEDY) == reply(engine, PROMPT, GREEDY)
+
+
+def test_a_state_space_model_answers_as_by_transformers(tiny_base: Path) -> None:
+    from transformers import MambaConfig, MambaForCausalLM
+
+    torch.manual_seed(0)
+    config = MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=2, state_size=4)
+    mamba = MambaForCausalLM(config).eval()
+    with torch.no_grad():
+        for weight in mamba.parameters():
+            weight.normal_()  # with its own it repeats one token for ever
+    theirs = by_transformers(mamba, [5, 6, 7], do_sample=False, max_new_tokens=12)
+    ours = reply(ReferenceEngine(mamba, NEVER), [5, 6, 7], GREEDY.but(max_new_tokens=12))
+    assert ours == theirs.sequences[0, 3:].tolist()

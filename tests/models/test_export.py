@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from chattune.errors import OutputError, RunError, VerificationError
+from chattune.errors import OutputError, VerificationError
+from chattune.models.card import model_card
 from chattune.models.export import export
 from chattune.models.verify import check_adapter, logits_of, verify_run
 from chattune.run import Run
@@ -102,22 +103,14 @@ def test_a_fresh_process_notices_other_logits(run: Run, tmp_path: Path) -> None:
         verify_run(damaged(run, tmp_path / "copy", 50.0), ids, in_memory, torch.float32)
 
 
-def test_a_run_is_refused_on_other_weights(run: Run, tmp_path: Path) -> None:
-    from chattune.device import find_device
-    from chattune.models import load
-
-    base = tmp_path / "base"
-    shutil.copytree(run.recipe.base, base)
-    copy = tmp_path / "run"
-    shutil.copytree(run.folder, copy)
-    recipe = (copy / "recipe.yaml").read_text().replace(run.recipe.base, str(base))
-    (copy / "recipe.yaml").write_text(recipe)
-    from chattune.run import seal
-
-    seal(copy)
-    assert load(copy, find_device()).name == str(copy)
-    weights = load_file(base / "model.safetensors")
-    weights["transformer.ln_f.weight"] += 1
-    save_file(weights, base / "model.safetensors", {"format": "pt"})
-    with pytest.raises(RunError, match="other weights"):
-        load(copy, find_device())
+@pytest.mark.parametrize(("validation", "questions"), [(3, "held-out"), (0, "training")])
+def test_the_card_says_whether_the_questions_were_held_out(
+    run: Run, tmp_path: Path, validation: int, questions: str
+) -> None:
+    copy = Run(Path(shutil.copytree(run.folder, tmp_path / "run")))
+    facts = copy.facts
+    facts["data"]["validation"] = validation
+    (copy.folder / "run.json").write_text(json.dumps(facts))
+    samples = model_card(copy).partition("## Samples")[2].partition("**")[0]
+    assert f"The first questions of the {questions} conversations" in samples
+    assert ("held" in samples.replace("held-out", "")) == (validation == 0)

@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -65,11 +66,16 @@ def engine(template: Template, *replies: str, pause: float = 0) -> Recorder:
 
 
 @contextmanager
-def opened(template: Template, engine: Recorder, decoding: Decoding | None = None) -> Iterator[str]:
+def opened(
+    template: Template,
+    engine: Recorder,
+    decoding: Decoding | None = None,
+    host: str = "127.0.0.1",
+) -> Iterator[str]:
     """Open a page and give its URL; the page closes with the context."""
     bot = Chatbot(engine, template, POSITIONS, decoding=decoding)
     page = chat_page(bot, "a title").queue(max_size=32)
-    url = open_page(page, "127.0.0.1", None)
+    url = open_page(page, host, None)
     try:
         yield url
     finally:
@@ -128,6 +134,49 @@ def test_an_untouched_page_uses_the_recommended_settings(
         assert bot.settings[0].greedy
     else:
         assert bot.settings == [decoding.but(max_new_tokens=bot.settings[0].max_new_tokens)]
+
+
+@pytest.mark.parametrize(
+    "decoding", [Decoding(top_k=7, temperature=0.3), Decoding(do_sample=False)]
+)
+def test_a_client_that_sends_null_gets_the_recommended_settings(
+    decoding: Decoding, template: Template, capfd: pytest.CaptureFixture[str]
+) -> None:
+    bot = engine(template, "yes", "yes")
+    with opened(template, bot, decoding) as url:
+        visitor(url).predict("hi", api_name="/chat")
+        visitor(url).predict("hi", *[None] * 6, api_name="/chat")
+    assert bot.settings[0] == bot.settings[1]
+    assert bot.prompts[0] == bot.prompts[1]
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("position", "value", "error"),
+    [
+        (0, None, "the message is empty"),
+        (2, "hot", "temperature: .*not 'hot'"),
+        (2, 99, "temperature: .*not 99"),
+        (2, [1], "temperature: "),
+        (3, 7.5, "top_k: .*not 7.5"),
+        (3, -1, "top_k: .*not -1"),
+        (4, 0, "top_p: .*not 0"),
+        (5, 0, "max_new_tokens: .*not 0"),
+        (6, "", "repetition_penalty: "),
+    ],
+)
+def test_a_value_that_no_setting_can_have_is_explained(
+    position: int,
+    value: object,
+    error: str,
+    template: Template,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    values = ["hi", "", 0.3, 7, 0.5, 40, 1.2]
+    values[position] = value  # type: ignore[call-overload]
+    with opened(template, engine(template, "yes")) as url, pytest.raises(AppError, match=error):
+        visitor(url).predict(*values, api_name="/chat")
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_visitors_are_answered_at_once_if_the_engine_can(template: Template) -> None:
@@ -228,6 +277,10 @@ def test_the_url_is_logged_and_a_taken_port_is_refused(
     ("host", "port", "error"),
     [
         ("203.0.113.5", None, "--host 203.0.113.5: cannot listen on"),  # RFC 5737: unassigned
+        ("2001:db8::5", None, "--host 2001:db8::5: cannot listen on"),  # RFC 3849: unassigned
+        ("no such host", None, "--host no such host: cannot listen on"),
+        ("x" * 70, None, "--host x+: cannot listen on"),
+        ("", None, "--host: is empty; give an address"),
         ("127.0.0.1", 80_000, "--port 80000: not a port"),
     ],
 )
@@ -237,6 +290,30 @@ def test_an_impossible_address_is_refused(
     bot = Chatbot(engine(template, "yes"), template, POSITIONS)
     with pytest.raises(UserError, match=error):
         serve_page(bot, title="a title", host=host, port=port)
+
+
+@pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="needs IPv6")
+@pytest.mark.parametrize(
+    ("host", "shown"),
+    [("::1", "http://[::1]:"), ("[::1]", "http://[::1]:"), ("::", "http://[::1]:")],
+)
+def test_an_ipv6_address_is_served(
+    host: str, shown: str, template: Template, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "*")
+    monkeypatch.setenv("no_proxy", "*")
+    with opened(template, engine(template, "yes"), host=host) as url:
+        assert url.startswith(shown)
+        assert visitor(url).predict("hi", api_name="/chat") == "yes"
+
+
+def test_a_port_that_gradio_cannot_use_is_taken(template: Template) -> None:
+    """Gradio refuses a port that another program has on 127.0.0.1, whatever the host."""
+    bot = Chatbot(engine(template, "yes"), template, POSITIONS)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(UserError, match=rf"--port {port}: taken by another program"):
+            serve_page(bot, title="a title", host="127.0.0.2", port=port)
 
 
 def test_a_proxy_that_hides_the_page_is_explained(

@@ -128,8 +128,8 @@ def gradients(base: Path, budget: int) -> tuple[float, list[torch.Tensor]]:
         for name, weight in model.named_parameters():
             if "lora_B" in name:
                 weight.normal_(std=0.1, generator=torch.Generator().manual_seed(len(name)))
-    packing = trainer.speed_up_training(model)
-    assert packing.exact
+    packing = trainer.speed_up_training(model, longest=96)
+    assert packing.problem is None
     batch = trainer.collate([prepared.train[i] for i in range(16)])
     nats = losses.SupervisedLoss(model, packing)
     supervised = (batch["labels"] != IGNORED_LABEL).sum()
@@ -218,3 +218,18 @@ def test_an_architecture_that_cannot_be_packed_is_trained_unpacked(
         run = tune(recipe(tmp_path / "bloom", training__steps=2), tmp_path / "run")
     assert any("computed alone" in r.message for r in caplog.records)
     assert len(curve(run.folder)) == 2
+
+
+@pytest.mark.parametrize("field", ["max_grad_norm", "weight_decay"])
+def test_the_limit_of_gradients_and_the_weight_decay_reach_the_optimiser(
+    field: str, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("chattune.tuning.planning._SAMPLE_TOKENS", 4)
+    value = {"max_grad_norm": 1e-9, "weight_decay": 10.0}[field]
+    common = {"training__steps": 3, "training__batch_size": 2, "training__accumulation": 1}
+    plain, other = (
+        tune(recipe(tiny_base, **common, **settings), tmp_path / name).folder
+        for name, settings in (("plain", {}), ("other", {f"training__{field}": value}))
+    )
+    assert curve(plain)[0] == curve(other)[0]  # before the first update
+    assert curve(plain)[2] != curve(other)[2]

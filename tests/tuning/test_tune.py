@@ -1,10 +1,8 @@
-"""tune(): the content of a run folder, refusals, and resuming as if nothing had happened."""
+"""tune(): the content of a run folder, the plan, and refusals; see test_resume for resuming."""
 
 import json
 import math
-import os
 import shutil
-import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,22 +14,17 @@ from transformers import MambaConfig, MambaForCausalLM
 
 from chattune.chat import Chatbot
 from chattune.conversation import Message
-from chattune.device import Device, find_device
-from chattune.errors import BaseError, Interrupted, OutputError, RecipeError, RunError
+from chattune.device import find_device
+from chattune.errors import BaseError, OutputError, RecipeError, RunError
 from chattune.generate import Decoding
 from chattune.models import load
 from chattune.models.lora import add_lora
-from chattune.recipe import LoraRecipe, Recipe
+from chattune.recipe import LoraRecipe
 from chattune.run import Run
 from chattune.tuning import plan, tune
-from chattune.tuning.progress import Unwatched
 from chattune.tuning.samples import sample_replies
-from conftest import TALK, Outcome, write_talk
-
-
-def in_fp32() -> Device:
-    """Return this machine's device without bf16, whose rounding would hide small differences."""
-    return replace(find_device(), bf16=False)
+from conftest import TALK, Outcome
+from tuned import adapter, in_fp32, metrics, recipe, write_talks
 
 
 @pytest.fixture(autouse=True)
@@ -44,46 +37,11 @@ def _short_and_exact(quick_tuning: None, monkeypatch: pytest.MonkeyPatch) -> Non
 GREEDY = Decoding(temperature=0, max_new_tokens=40)
 
 
-def recipe(base: Path, data: Path, **changes: Any) -> Recipe:
-    """Return a recipe of few steps; `changes` are dotted fields with __ for the dot."""
-    tree: dict[str, Any] = {
-        "base": str(base),
-        "data": {
-            "source": str(data),
-            "max_length": 64,
-            "validation": 0,
-            "near_duplicates": "keep",
-        },
-        "lora": {"rank": 4, "dropout": 0.1},
-        "training": {
-            "steps": 4,
-            "batch_size": 2,
-            "accumulation": 1,
-            "learning_rate": 5e-3,
-            "evaluate_every": 2,
-        },
-    }
-    for field, value in changes.items():
-        section, _, leaf = field.rpartition("__")
-        (tree[section] if section else tree)[leaf] = value
-    return Recipe.model_validate(tree)
-
-
-def adapter(run: Run) -> dict[str, Any]:
-    from safetensors.torch import load_file
-
-    return load_file(run.folder / "adapter_model.safetensors")
-
-
-def metrics(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
 @pytest.fixture(scope="module")
 def run(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A finished run that tests only read."""
     folder = tmp_path_factory.mktemp("runs")
-    data = write_talk(folder / "talk.jsonl", [(f"{q} ({i})", a) for i in range(8) for q, a in TALK])
+    data = write_talks(folder / "talk.jsonl")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("chattune.tuning.planning.find_device", in_fp32)
         base = Path(shutil.copytree(tiny_base, folder / "base"))
@@ -162,62 +120,6 @@ def test_conversations_learned_by_heart_are_answered_word_for_word(
         assert (reply.text, reply.finish) == (answer, "stop")
 
 
-def test_a_resumed_run_equals_one_that_was_never_stopped(
-    tiny_base: Path, talk_file: Path, tmp_path: Path
-) -> None:
-    whole = tune(recipe(tiny_base, talk_file, training__steps=6), tmp_path / "whole")
-    tune(recipe(tiny_base, talk_file, training__steps=2), tmp_path / "parts")
-    parts = tune(recipe(tiny_base, talk_file, training__steps=6), tmp_path / "parts", resume=True)
-    a, b = adapter(whole), adapter(parts)
-    assert a.keys() == b.keys()
-    assert all(a[k].equal(b[k]) for k in a)
-    assert [m["loss"] for m in metrics(parts.folder)] == [m["loss"] for m in metrics(whole.folder)]
-
-
-def test_a_signal_saves_and_resume_goes_on(
-    tiny_base: Path, talk_file: Path, tmp_path: Path
-) -> None:
-    class Impatient(Unwatched):
-        def step(self, step: int, loss: float | None, tokens_per_s: float) -> None:
-            if step == 3:
-                os.kill(os.getpid(), signal.SIGTERM)
-
-    plain = recipe(tiny_base, talk_file, training__steps=6)
-    whole = tune(plain, tmp_path / "whole")
-    with pytest.raises(Interrupted) as stop:
-        tune(plain, tmp_path / "run", watcher=Impatient())
-    assert stop.value.exit_code == 143
-    with pytest.raises(RunError, match="not finished"):
-        Run.open(tmp_path / "run")
-    resumed = tune(plain, tmp_path / "run", resume=True)
-    assert [m["step"] for m in metrics(resumed.folder)] == [1, 2, 3, 4, 5, 6]
-    a, b = adapter(whole), adapter(resumed)
-    assert all(a[k].equal(b[k]) for k in a)
-
-
-def test_a_checkpoint_whose_saving_was_cut_short_is_passed_over(
-    tiny_base: Path, talk_file: Path, tmp_path: Path
-) -> None:
-    two = tune(recipe(tiny_base, talk_file, training__steps=2), tmp_path / "run")
-    half = two.folder / "checkpoints" / "checkpoint-3"
-    half.mkdir()
-    (half / "trainer_state.json").write_text("{")
-    more = tune(recipe(tiny_base, talk_file, training__steps=4), two.folder, resume=True)
-    assert more.facts["result"]["steps"] == 4
-
-
-def test_going_on_with_another_recipe_is_refused(run: Run) -> None:
-    other = run.recipe.model_copy(update={"seed": 5})
-    with pytest.raises(RunError, match=r"seed \(was 0, now 5\)"):
-        tune(other, run.folder, resume=True)
-
-
-def test_a_finished_run_has_nothing_to_go_on_with(run: Run) -> None:
-    before = (run.folder / "manifest.json").read_bytes()
-    assert tune(run.recipe, run.folder, resume=True) == run
-    assert (run.folder / "manifest.json").read_bytes() == before
-
-
 def test_batch_and_accumulation_make_one_step(
     tiny_base: Path, talk_file: Path, tmp_path: Path
 ) -> None:
@@ -263,9 +165,7 @@ def test_a_damaged_base_leaves_no_folder_behind(
 
 def test_early_stopping_and_best_adapter(tiny_base: Path, tmp_path: Path) -> None:
     """With a ruinous learning rate the run stops after a worse validation and keeps the best."""
-    data = write_talk(
-        tmp_path / "talk.jsonl", [(f"{q} ({i})", a) for i in range(8) for q, a in TALK]
-    )
+    data = write_talks(tmp_path / "talk.jsonl")
     wild = recipe(
         tiny_base, data, data__validation=0.25, training__steps=40, training__patience=1,
         training__learning_rate=1.0, training__evaluate_every=1, training__warmup_ratio=0,
@@ -273,6 +173,7 @@ def test_early_stopping_and_best_adapter(tiny_base: Path, tmp_path: Path) -> Non
     result = tune(wild, tmp_path / "run").facts["result"]
     losses = [m["validation_loss"] for m in metrics(tmp_path / "run") if "validation_loss" in m]
     assert result["steps"] < 40
+    assert result["stopped_early"]
     assert result["validation_loss"] == min(losses)
     assert losses[result["best_step"] - 1] == min(losses)
 
@@ -298,7 +199,7 @@ def test_fields_of_the_recipe_reach_the_training(
 def test_seed_schedule_and_intervals_reach_the_training(
     tiny_base: Path, talk_file: Path, tmp_path: Path
 ) -> None:
-    data = write_talk(tmp_path / "t.jsonl", [(f"{q} ({i})", a) for i in range(8) for q, a in TALK])
+    data = write_talks(tmp_path / "t.jsonl")
     common = {"data__validation": 0.25, "training__steps": 5, "training__evaluate_every": 2}
     first = tune(recipe(tiny_base, data, **common), tmp_path / "first")
     cosine = recipe(tiny_base, data, seed=1, training__schedule="cosine", **common)
@@ -320,6 +221,31 @@ def test_epochs_come_to_steps(tiny_base: Path, talk_file: Path) -> None:
     assert plan(half).steps == 5  # 4 conversations, 2 a step
 
 
+def test_a_step_has_no_more_conversations_than_there_are(
+    tiny_base: Path, talk_file: Path, tmp_path: Path
+) -> None:
+    many = recipe(tiny_base, talk_file, training__steps=3, training__batch_size=1000)
+    planned = plan(many)
+    text = "\n".join(planned.explain())
+    assert "steps: 3 of 4 conversations, 3.0 passes over the data" in text
+    assert "no 1,000" in text
+    card = (tune(many, tmp_path / "run").folder / "README.md").read_text()
+    assert "| steps | 3 of 4 conversations |" in card
+    # The last step of a pass has what is left: 3 + 1 conversations, and 3 more of the second pass.
+    uneven = recipe(tiny_base, talk_file, training__steps=3, training__batch_size=3)
+    assert "3 of 3 conversations, 1.8 passes" in "\n".join(plan(uneven).explain())
+
+
+def test_the_plan_says_when_it_may_stop_early(tiny_base: Path, tmp_path: Path) -> None:
+    data = write_talks(tmp_path / "t.jsonl")
+    for patience, text in ((1, "a validation"), (3, "3 validations in a row")):
+        patient = recipe(tiny_base, data, data__validation=0.25, training__patience=patience)
+        explained = "\n".join(plan(patient).explain())
+        assert f"stops after {text} without a lower loss" in explained
+        assert "every 2 steps" in explained
+    assert "without a lower loss" not in "\n".join(plan(recipe(tiny_base, data)).explain())
+
+
 def test_all_is_refused_before_anything_is_written(
     tiny_base: Path, talk_file: Path, tmp_path: Path, run: Run
 ) -> None:
@@ -335,6 +261,17 @@ def test_all_is_refused_before_anything_is_written(
         tune(recipe(tiny_base, talk_file), run.folder)
     with pytest.raises(OutputError, match="cannot be written to"):
         tune(recipe(tiny_base, talk_file), talk_file / "run")
+
+
+def test_a_tokenizer_too_large_for_the_model_is_refused(
+    tiny_base: Path, talk_file: Path, tmp_path: Path
+) -> None:
+    base = Path(shutil.copytree(tiny_base, tmp_path / "base"))
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "vocab_size": 200}))
+    with pytest.raises(BaseError, match=r"has only 200 rows of embeddings"):
+        tune(recipe(base, talk_file), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_stage_is_imported_without_torch() -> None:
@@ -354,112 +291,6 @@ def test_dry_run_says_what_would_be_done(
     for part in ("memory: about", "time: about", "device: ", "dtype: ", "passes over the data"):
         assert part in outcome.out
     assert not (tmp_path / "run").exists()
-
-
-def test_a_run_stopped_after_its_last_step_is_only_finished(
-    tiny_base: Path, talk_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plain = recipe(tiny_base, talk_file, training__steps=3)
-    whole = tune(plain, tmp_path / "whole")
-
-    def interrupted(_: Path) -> Run:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("chattune.tuning.runs.seal", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            tune(plain, tmp_path / "run")
-    resumed = tune(plain, tmp_path / "run", resume=True)
-    assert resumed.facts["result"]["steps"] == 3
-    a, b = adapter(whole), adapter(resumed)
-    assert all(a[k].equal(b[k]) for k in a)
-
-
-def test_a_run_that_stopped_early_has_nothing_to_go_on_with(
-    tiny_base: Path, talk_file: Path, tmp_path: Path
-) -> None:
-    data = write_talk(tmp_path / "t.jsonl", [(f"{q} ({i})", a) for i in range(8) for q, a in TALK])
-    wild = recipe(
-        tiny_base, data, data__validation=0.25, training__steps=40, training__patience=1,
-        training__learning_rate=3.0, training__evaluate_every=1, training__warmup_ratio=0,
-    )  # fmt: skip
-    run = tune(wild, tmp_path / "run")
-    before = (run.folder / "manifest.json").read_bytes()
-    assert tune(wild, run.folder, resume=True) == run
-    assert (run.folder / "manifest.json").read_bytes() == before
-
-
-def test_a_finished_run_whose_checkpoints_are_gone_is_not_trained_anew(
-    tiny_base: Path, talk_file: Path, tmp_path: Path
-) -> None:
-    plain = recipe(tiny_base, talk_file, training__steps=2)
-    run = tune(plain, tmp_path / "run")
-    shutil.rmtree(run.folder / "checkpoints")
-    assert tune(plain, run.folder, resume=True) == run
-    more = recipe(tiny_base, talk_file, training__steps=4)
-    with pytest.raises(RunError, match="its checkpoints are gone"):
-        tune(more, run.folder, resume=True)
-    Run.open(run.folder)
-
-
-def test_going_on_over_other_conversations_or_weights_is_refused(
-    tiny_base: Path, talk_file: Path, tmp_path: Path
-) -> None:
-    base = Path(shutil.copytree(tiny_base, tmp_path / "base"))
-    run = tune(recipe(base, talk_file, training__steps=2), tmp_path / "run")
-    more = recipe(base, talk_file, training__steps=4)
-    talk = talk_file.read_bytes()
-    write_talk(talk_file, [*TALK, ("One more?", "Yes, one more.")])
-    with pytest.raises(RunError, match="no longer holds the conversations"):
-        tune(more, run.folder, resume=True)
-    talk_file.write_bytes(talk)
-    weights = bytearray((base / "model.safetensors").read_bytes())
-    weights[-1] ^= 1
-    (base / "model.safetensors").write_bytes(weights)
-    with pytest.raises(RunError, match="no longer holds the weights"):
-        tune(more, run.folder, resume=True)
-
-
-def test_a_signal_where_a_validation_is_due_leaves_none_out(
-    tiny_base: Path, tmp_path: Path
-) -> None:
-    class Impatient(Unwatched):
-        def step(self, step: int, loss: float | None, tokens_per_s: float) -> None:
-            if step == 2:
-                os.kill(os.getpid(), signal.SIGTERM)
-
-    data = write_talk(tmp_path / "t.jsonl", [(f"{q} ({i})", a) for i in range(8) for q, a in TALK])
-    plain = recipe(tiny_base, data, data__validation=0.25)
-    whole = tune(plain, tmp_path / "whole")
-    with pytest.raises(Interrupted):
-        tune(plain, tmp_path / "run", watcher=Impatient())
-    with (tmp_path / "run" / "metrics.jsonl").open("a") as half_written:
-        half_written.write('{"step": 3, "lo')
-    resumed = tune(plain, tmp_path / "run", resume=True)
-    keys = ("step", "loss", "validation_loss")
-    ours, theirs = (
-        [{k: m.get(k) for k in keys} for m in metrics(run.folder)] for run in (resumed, whole)
-    )
-    assert ours == theirs
-    assert sum("validation_loss" in m for m in metrics(whole.folder)) == 2
-
-
-def test_patience_is_counted_on_over_a_stop(tiny_base: Path, tmp_path: Path) -> None:
-    class Impatient(Unwatched):
-        def validated(self, step: int, loss: float) -> None:
-            if step == 2:
-                os.kill(os.getpid(), signal.SIGTERM)
-
-    data = write_talk(tmp_path / "t.jsonl", [(f"{q} ({i})", a) for i in range(8) for q, a in TALK])
-    wild = recipe(
-        tiny_base, data, data__validation=0.25, training__steps=40, training__patience=1,
-        training__learning_rate=1.0, training__evaluate_every=1, training__warmup_ratio=0,
-    )  # fmt: skip
-    whole = tune(wild, tmp_path / "whole")
-    with pytest.raises(Interrupted):
-        tune(wild, tmp_path / "run", watcher=Impatient())
-    resumed = tune(wild, tmp_path / "run", resume=True)
-    assert resumed.facts["result"]["steps"] == whole.facts["result"]["steps"] < 40
 
 
 def test_patience_needs_something_to_lose_it_over(

@@ -46,14 +46,23 @@ class Chatbot:
         system: str | None = None,
         engine: str = "auto",
         quantize: str = "auto",
+        base: str | Path | None = None,
     ) -> Self:
         """Load a run folder, a model folder, a Hub id or `starter`; see `load_engine`.
 
-        Replies are sampled with the parameters that its generation_config.json recommends.
+        `base` is the folder or Hub id where a run's base is now, if it has moved. Replies are
+        sampled with the parameters that the model's generation_config.json recommends. Raises
+        TypeError for anything that is neither a path nor a name.
         """
         from chattune.generate.load import load_engine
 
-        model = load_engine(run_or_model, engine=engine, quantize=quantize)
+        if not isinstance(run_or_model, str | Path):
+            raise TypeError(
+                "run_or_model: give a run folder, a model folder, a Hub id or `starter`, not "
+                f"{run_or_model!r:.80}"
+            )
+        place = None if base is None else str(base)
+        model = load_engine(run_or_model, engine=engine, quantize=quantize, base=place)
         return cls(
             model.engine, model.template, model.positions, decoding=model.decoding, system=system
         )
@@ -67,7 +76,8 @@ class Chatbot:
     def reply(self, text: str, decoding: Decoding | None = None) -> Reply:
         """Answer a message and add both to the history.
 
-        Raises ChatError if the message is empty, or too long for the model.
+        Raises ChatError if the message is empty, or too long for the model, and TypeError if it is
+        not a string.
         """
         *_, reply = self._answer(text, decoding)
         assert isinstance(reply, Reply)
@@ -86,7 +96,14 @@ class Chatbot:
 
     def _answer(self, text: str, decoding: Decoding | None) -> Iterator[str | Reply]:
         """Yield the pieces of the answer, then the Reply, and add both messages to the history."""
-        decoding = decoding or self.decoding
+        if not isinstance(text, str):
+            raise TypeError(f"message: give a string, not {text!r:.80}")
+        decoding = self.decoding if decoding is None else decoding
+        if not isinstance(decoding, Decoding):
+            raise TypeError(
+                "decoding: give a Decoding, such as bot.decoding.but(temperature=0.5), not "
+                f"{decoding!r:.80}"
+            )
         if not text.strip():
             raise ChatError("the message is empty; write something")
         messages = [*self.messages, Message("user", text)]

@@ -1,13 +1,15 @@
 """The terminal chat: streamed replies and a few slash commands."""
 
 import json
+import mmap
 from pathlib import Path
 
 from rich.console import Console
 
 from chattune.chat import Chatbot
 from chattune.conversation import Message
-from chattune.errors import UserError
+from chattune.errors import ChatError, UserError
+from chattune.recipe import expand_home
 
 HELP = """\
 /reset            forget the conversation
@@ -57,7 +59,8 @@ def _answer(bot: Chatbot, text: str, console: Console) -> None:
 def command(bot: Chatbot, text: str) -> str:
     """Carry out a slash command and return the message to show.
 
-    An unknown command returns HELP. Raises UserError for an unknown setting or an invalid value.
+    An unknown command returns HELP. Raises UserError for an unknown setting, an invalid value, or a
+    file that holds something else.
     """
     name, _, argument = text.partition(" ")
     argument = argument.strip()
@@ -85,8 +88,37 @@ def _save(bot: Chatbot, file: str) -> str:
     head = [Message("system", bot.system)] if bot.system else []
     messages = [{"role": m.role, "content": m.content} for m in [*head, *bot.messages]]
     try:
-        with Path(file).open("a", encoding="utf-8") as out:
-            out.write(json.dumps({"messages": messages}, ensure_ascii=False) + "\n")
-    except (OSError, ValueError) as error:  # ValueError: the name contains a NUL
+        line = json.dumps({"messages": messages}, ensure_ascii=False).encode() + b"\n"
+        path = Path(expand_home(file))
+        if path.is_file() and path.stat().st_size:
+            line = _line_break(path) + line
+        with path.open("ab") as out:
+            out.write(line)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name, or half a character
         return f"/save {file}: cannot be written ({error})"
     return f"saved {len(bot.messages)} messages to {file}"
+
+
+def _line_break(path: Path) -> bytes:
+    """Return what a file of conversations lacks before another line: a line break or nothing.
+
+    Raises ChatError unless the file's first and last line are JSON objects with `messages`.
+    """
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        first = content.readline()
+        end = content.rfind(b"}") + 1
+        last = content[content.rfind(b"\n", 0, end) + 1 :]
+    if not (_is_conversation(first) and _is_conversation(last)):
+        raise ChatError(
+            f"/save {path}: holds something other than conversations as JSON lines; name a new "
+            "file, or one that /save wrote"
+        )
+    return b"" if last.endswith(b"\n") else b"\n"
+
+
+def _is_conversation(line: bytes) -> bool:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(row, dict) and "messages" in row

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from chattune import __version__
-from chattune.base import Base, find_base
+from chattune.base import Base, find_base, load_template
 from chattune.conversation import Conversation
 from chattune.data import store
 from chattune.data.clean import clean
@@ -17,8 +17,8 @@ from chattune.data.report import DataReport, Tally, named_counts
 from chattune.data.sources import read_rows, source_hash
 from chattune.data.store import Origin, Prepared, TableWriter
 from chattune.errors import DataError, RecipeError
-from chattune.folders import atomic_folder, cache_folder, check_output_folder, write_json
-from chattune.recipe import Recipe
+from chattune.folders import CACHE, atomic_folder, cache_folder, check_output_folder, write_json
+from chattune.recipe import Recipe, RecipeLike, as_recipe
 from chattune.template import Rendered, Template
 
 __all__ = ["DataReport", "Prepared", "prepare"]
@@ -26,35 +26,40 @@ __all__ = ["DataReport", "Prepared", "prepare"]
 log = logging.getLogger(__name__)
 
 
-def prepare(recipe: Recipe, output: Path | None = None, *, base: Base | None = None) -> Prepared:
+def prepare(
+    recipe: RecipeLike, output: str | Path | None = None, *, base: Base | None = None
+) -> Prepared:
     """Read, clean, cut, tokenise and split the recipe's conversations.
 
     The result is written to `output`. Without one it goes to the cache, under a hash of source,
-    settings and tokenizer, and is read from there the next time. A `data.source` that is the folder
-    of an earlier preparation is loaded as it is: its own settings count, and those of the recipe
-    that differ are logged. `base` is the recipe's base if the caller has found it already;
-    otherwise it is looked up without its weights.
+    settings, tokenizer and version, and is read from there the next time. A `data.source` that is
+    the folder of an earlier preparation is loaded as it is: its own settings count, and those of
+    the recipe that differ are logged. `base` is the recipe's base if the caller has found it
+    already; otherwise it is looked up without its weights.
 
     Raises DataError, BaseError, RecipeError or OutputError and then leaves nothing half-written.
     """
+    recipe, output = as_recipe(recipe), None if output is None else Path(output)
     base = base or find_base(recipe.base, weights=False)
     if base.positions is not None and recipe.data.max_length > base.positions:
         raise RecipeError(
             f"data.max_length: {recipe.data.max_length} is above the {base.positions} positions "
             f"of {base.name}; use at most that"
         )
-    template = Template.load(base.folder)
+    template = load_template(base)
     if output is not None:
         check_output_folder(output, "output")
     if store.is_prepared(recipe.data.source):
         return store.open_prepared(recipe, base, template, output)
     content_hash = source_hash(recipe.data)
-    key = _cache_key(recipe, template, content_hash or "unknown")
-    folder = output or cache_folder() / "prepared" / key
-    if output is None and content_hash is not None and store.is_complete(folder):
+    if output is not None:
+        _write(recipe, base, template, output, "output")
+        return store.read_folder(output, template)
+    folder = cache_folder() / "prepared" / _cache_key(recipe, template, content_hash or "unknown")
+    if content_hash is not None and store.is_complete(folder):
         log.info("the conversations were prepared before and are read from the cache")
     else:
-        _write(recipe, base, template, key, folder)
+        _write(recipe, base, template, folder, CACHE)
     return store.read_folder(folder, template)
 
 
@@ -68,11 +73,12 @@ def in_validation(conversation: Conversation, share: float) -> bool:
     return int.from_bytes(digest[:8]) < share * 2**64
 
 
-def _write(recipe: Recipe, base: Base, template: Template, key: str, folder: Path) -> None:
+def _write(recipe: Recipe, base: Base, template: Template, folder: Path, option: str) -> None:
+    """Prepare the recipe's conversations and write the folder; errors call it `option`."""
     data, tally = recipe.data, Tally()
     conversations = read_conversations(read_rows(data, recipe.seed), data, tally)
     usable = clean(conversations, tally, near_duplicates=data.near_duplicates == "drop")
-    with atomic_folder(folder, "output") as temporary:
+    with atomic_folder(folder, option) as temporary:
         with (
             TableWriter(temporary / store.TRAIN) as train,
             TableWriter(temporary / store.VALIDATION) as validation,
@@ -82,7 +88,7 @@ def _write(recipe: Recipe, base: Base, template: Template, key: str, folder: Pat
                 held_out = in_validation(conversation, data.validation)
                 (validation if held_out else train).write(rendered)
                 tally.add(conversation, rendered, held_out)
-        report = tally.report(data.source, key)
+        report = tally.report(data.source, _hash_of_tables(train, validation))
         _refuse_too_few(report)
         examples = [[asdict(m) for m in c.messages] for c in tally.examples]
         write_json(temporary / store.EXAMPLES, examples)
@@ -97,7 +103,20 @@ def _write(recipe: Recipe, base: Base, template: Template, key: str, folder: Pat
         write_json(temporary / store.ORIGIN, origin.model_dump(mode="json"))
 
 
+def _hash_of_tables(*tables: TableWriter) -> str:
+    """Return a hash of everything that a training sees of the conversations.
+
+    Two preparations have the same one only if they train and validate on the same tokens in the
+    same order, whichever version of chattune made them. `--resume` depends on it.
+    """
+    return hashlib.sha256("".join(table.sha256() for table in tables).encode()).hexdigest()
+
+
 def _cache_key(recipe: Recipe, template: Template, content_hash: str) -> str:
+    """Return a hash of everything that decides the result of a preparation.
+
+    The version is part of it, because another version may clean or cut otherwise.
+    """
     settings = {
         "version": __version__,
         "data": recipe.data.model_dump(),

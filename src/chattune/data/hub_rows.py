@@ -74,10 +74,11 @@ def hub_rows(recipe: DataRecipe, seed: int) -> Iterator[Row]:
     except HubError as error:
         raise DataError(f"{source}: {error}") from error
     except (DatasetsError, httpx.HTTPError, OSError, EOFError, ValueError, zlib.error) as error:
-        raise DataError(
-            f"{source}: cannot be read from the Hub ({first_line(error.__cause__ or error)}); give "
-            "a local file instead, or try again"
-        ) from error
+        problem = hub.cache_problem(error) or (
+            f"cannot be read from the Hub ({first_line(error.__cause__ or error)}); give a local "
+            "file instead, or try again"
+        )
+        raise DataError(f"{source}: {problem}") from error
 
 
 def _builder(source: str, commit: str) -> Any:

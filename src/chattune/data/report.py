@@ -24,7 +24,7 @@ class DataReport:
     """Counts of one preparation; `rows == kept + sum(dropped.values())` always holds.
 
     `length_quantiles` are in tokens, `turns` maps replies per conversation to conversations, and
-    `fingerprint` is the hash of source, settings and tokenizer.
+    `fingerprint` is a hash of the tokens that are trained and validated on.
     """
 
     source: str
@@ -95,7 +95,7 @@ class Tally:
         """A few held-out conversations, or training ones if nothing is held out."""
         return self.held_out or self.trained[:_MAX_EXAMPLES]
 
-    def report(self, source: str, cache_key: str) -> DataReport:
+    def report(self, source: str, tables_hash: str) -> DataReport:
         """Return the report of everything counted so far."""
         lengths = list(self.lengths.elements())
         return DataReport(
@@ -112,7 +112,7 @@ class Tally:
             turns=dict(sorted(self.turns.items())),
             length_quantiles=length_quantiles(lengths) if lengths else {},
             languages=languages(self.trained + self.held_out),
-            fingerprint=cache_key,
+            fingerprint=tables_hash,
         )
 
 

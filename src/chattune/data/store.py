@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+import numpy as np
 import pyarrow as pa
 
 from chattune.base import STARTER, Base
@@ -78,12 +79,23 @@ class TableWriter:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._rows: list[Rendered] = []
+        self._digest = hashlib.sha256()
 
     def write(self, rendered: Rendered) -> None:
         """Append one conversation."""
         self._rows.append(rendered)
+        # Ids and labels are equally many, so the number of ids tells where a conversation ends.
+        numbers = [len(rendered.ids), *rendered.ids, *rendered.labels]
+        self._digest.update(np.array(numbers, "<i4").tobytes())
         if len(self._rows) == _ROWS_PER_BATCH:
             self._flush()
+
+    def sha256(self) -> str:
+        """Return a hash of the ids and labels written so far, in their order.
+
+        Unlike one of the file, it does not depend on the version of the Arrow library.
+        """
+        return self._digest.hexdigest()
 
     def _flush(self) -> None:
         ids = [r.ids for r in self._rows]

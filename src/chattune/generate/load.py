@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from chattune.base import Base
+from chattune.base import Base, load_template
 from chattune.device import Device, find_device
 from chattune.errors import ChatError
 from chattune.families import WINGS, find_wing
@@ -36,37 +36,42 @@ class LoadedEngine:
 
 
 def load_engine(
-    run_or_model: str | Path, *, engine: str = "auto", quantize: str = "auto"
+    run_or_model: str | Path,
+    *,
+    engine: str = "auto",
+    quantize: str = "auto",
+    base: str | None = None,
 ) -> LoadedEngine:
     """Load a run folder, a model folder, a Hub id or `starter`.
 
     `engine` "auto" is "fast" where that engine can run (on a CPU, with Numba, for a family that has
     a decoder), else "reference", which is transformers' own modules. `quantize` "auto" is int8 for
     the fast engine and none (fp32) for the reference engine. With "none" the fast engine's weights
-    are in bf16 where the machine multiplies that fast, else in fp32. Raises ChatError for a choice
-    that cannot be had, and what `find` raises.
+    are in bf16 where the machine multiplies that fast, else in fp32. `base` is the place of a run's
+    base, if it is no longer where the run knows of it. Raises ChatError for a choice that cannot be
+    had, and what `find` and `load_template` raise.
     """
     _refuse_unknown("engine", engine, get_args(EngineName))
     _refuse_unknown("quantize", quantize, get_args(Quantize))
-    base, run = find(run_or_model)
+    base_model, run = find(run_or_model, base=base)
     device = find_device()
-    problem = _fast_engine_problem(base, device)
+    problem = _fast_engine_problem(base_model, device)
     if engine == "fast" and problem:
         raise ChatError(f"engine fast: {problem}; use reference, or auto")
     if quantize == "int8" and (why := _int8_problem(device)):
         raise ChatError(f"quantize int8: {why}")
-    folder = run.folder if run else base.folder
-    template, decoding = Template.load(folder), Decoding.of(folder)
+    folder = run.folder if run else base_model.folder
+    template, decoding = load_template(base_model, folder), Decoding.of(folder)
     if engine == "reference" or problem:
         precision: Precision = "int8" if quantize == "int8" else "fp32"
-        chosen = _reference(base, run, device, precision, template)
+        chosen = _reference(base_model, run, device, precision, template)
         kind = f"reference, {precision}"
     else:
         unrounded: Precision = "bf16" if device.bf16 else "fp32"
         precision = unrounded if quantize == "none" else "int8"
-        chosen = _fast(base, run, device, precision, template)
+        chosen = _fast(base_model, run, device, precision, template)
         kind = f"fast, {precision}"
-    return LoadedEngine(chosen, template, positions(base), kind, decoding)
+    return LoadedEngine(chosen, template, positions(base_model), kind, decoding)
 
 
 def _fast(

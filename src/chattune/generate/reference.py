@@ -5,6 +5,7 @@ The logits pass through transformers' processors, so replies have the same distr
 reply whatever else is generated.
 """
 
+import inspect
 from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from chattune.base import DEFAULT_POSITIONS
+from chattune.errors import ChatError
 from chattune.generate.decoding import Decoding
 
 if TYPE_CHECKING:
@@ -33,11 +36,23 @@ class ReferenceEngine:
         self.at_once = 1
         self._model = model.eval()
         self._end_ids = frozenset(end_ids)
+        self._cache_name = _cache_name(model)
+        config = model.config.get_text_config()
+        self._positions = getattr(config, "max_position_embeddings", None) or DEFAULT_POSITIONS
 
     def generate(
         self, prompts: Sequence[Sequence[int]], decoding: Decoding
     ) -> Iterator[tuple[int, int]]:
-        """Yield (index of prompt, token id); see Engine."""
+        """Yield (index of prompt, token id); see Engine.
+
+        Raises ChatError for a prompt that is empty or longer than the model's positions, and if the
+        model computes NaN.
+        """
+        for prompt in prompts:
+            if not 0 < len(prompt) <= self._positions:
+                raise ChatError(
+                    f"a prompt of {len(prompt)} tokens; the model takes 1 to {self._positions}"
+                )
         for index, prompt in enumerate(prompts):
             for token in self._generate_one(prompt, decoding):
                 yield index, token
@@ -49,16 +64,35 @@ class ReferenceEngine:
         random.manual_seed(decoding.seed) if decoding.seed is not None else random.seed()
         ids = torch.tensor([list(prompt)], device=device)
         new, cache = ids, None  # the ids that the cache does not cover yet
-        for _ in range(decoding.max_new_tokens):
+        free = max(1, self._positions - len(prompt))  # the last token's logits need no position
+        for _ in range(min(decoding.max_new_tokens, free)):
             with torch.inference_mode():
-                out = self._model(new, past_key_values=cache, use_cache=True, logits_to_keep=1)
+                cached = {self._cache_name: cache}
+                out = self._model(new, **cached, use_cache=True, logits_to_keep=1)
                 scores = processors(ids, out.logits[:, -1].float())
+                if scores.isnan().any():
+                    raise ChatError(
+                        "the model computes NaN instead of logits; its weights are damaged, or its "
+                        "training diverged"
+                    )
                 new = _choose(scores, decoding, random).to(device)
-            ids, cache = torch.cat([ids, new], dim=1), out.past_key_values
+            ids, cache = torch.cat([ids, new], dim=1), out[self._cache_name]
             token = int(new)
             yield token
             if token in self._end_ids:
                 return
+
+
+def _cache_name(model: "PreTrainedModel | PeftModel") -> str:
+    """Return the name of a model's cache, as an argument and in its output.
+
+    Recent releases of transformers call every cache `cache`. In older ones it is `past_key_values`,
+    and `cache_params` in state-space models.
+    """
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    arguments = inspect.signature(inner.forward).parameters
+    names = ("cache", "past_key_values", "cache_params")
+    return next((name for name in names if name in arguments), names[0])
 
 
 def _processors(decoding: Decoding) -> LogitsProcessorList:

@@ -7,6 +7,9 @@ here, which holds their bits; arithmetic is in fp32, or in int32 where the weigh
 
 import functools
 import hashlib
+import logging
+import os
+import stat
 import tempfile
 import threading
 from collections.abc import Sequence
@@ -18,7 +21,10 @@ import numba
 import torch
 from numpy.typing import NDArray
 
+from chattune.errors import OutputError
 from chattune.folders import cache_folder
+
+log = logging.getLogger(__name__)
 
 # Numba's portable threading layer (workqueue) ends the process when two threads enter it at once.
 # A forked child must not call kernels: it may inherit the lock while it is held.
@@ -52,23 +58,45 @@ def compiled(**options: Any) -> Any:
 
 @functools.cache
 def _cache_folder(source: str) -> str | None:
-    """Return a cache folder for the code in `source`, or None where nothing can be written.
+    """Return a cache folder for the code in `source`, or None if compiled code is not kept.
 
     Numba compiles a function again when its own file changes, but not when a function that it calls
     in another file does. The folder is therefore named by a hash of `source` and of all files in
     this package, and compiled code may call only functions in those.
     """
-    try:
-        code = hashlib.sha256()
-        for path in (*sorted(Path(__file__).parent.glob("*.py")), Path(source)):
-            code.update(path.read_bytes())
-        parent = Path(numba.config.CACHE_DIR or cache_folder() / "compiled")
-        folder = parent / code.hexdigest()[:16]
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return str(folder)
-    except (OSError, RuntimeError):  # a read-only file system; no home folder
+    parent = _private_folder()
+    if parent is None:
         return None
+    code = hashlib.sha256()
+    for path in (*sorted(Path(__file__).parent.glob("*.py")), Path(source)):
+        code.update(path.read_bytes())
+    return str(parent / code.hexdigest()[:16])
+
+
+@functools.cache
+def _private_folder() -> Path | None:
+    """Return the folder of all compiled code, or None, which is logged, if it cannot be used.
+
+    Numba's files are pickles, and unpickling runs whatever code they name. They are therefore used
+    only if nobody but this user can have written them.
+    """
+    try:
+        folder = Path(numba.config.CACHE_DIR or cache_folder()) / "compiled"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            status = folder.stat()
+    except (OSError, OutputError) as error:
+        problem = str(error)
+    else:
+        posix = os.name == "posix"  # Windows has neither
+        if posix and status.st_uid != os.geteuid():
+            problem = f"{folder} belongs to another user"
+        elif posix and status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            problem = f"other users can write to {folder}; allow only yourself with chmod 700"
+        else:
+            return folder
+    log.warning("compiled code is not kept, so that every start compiles it again: %s", problem)
+    return None
 
 
 def _with_safe_cache(dispatcher: Any) -> Any:

@@ -2,9 +2,17 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from chattune.base import DEFAULT_POSITIONS, STARTER, Base, find_base
+from chattune.base import (
+    DEFAULT_POSITIONS,
+    STARTER,
+    Base,
+    find_base,
+    load_template,
+    model_config,
+    unusable_config,
+)
 from chattune.device import Device
 from chattune.errors import BaseError, RunError, first_line
 from chattune.run import Run, is_run
@@ -15,7 +23,16 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-__all__ = ["Loaded", "find", "load", "load_adapted", "load_base", "positions", "shape_of"]
+__all__ = [
+    "Loaded",
+    "base_of",
+    "find",
+    "load",
+    "load_adapted",
+    "load_base",
+    "positions",
+    "shape_of",
+]
 
 
 @dataclass(frozen=True)
@@ -31,29 +48,58 @@ class Loaded:
     positions: int
 
 
-def find(run_or_model: str | Path) -> tuple[Base, Run | None]:
+def find(run_or_model: str | Path, *, base: str | None = None) -> tuple[Base, Run | None]:
     """Find a finished run and its base, or a base alone by its folder, Hub id or `starter`.
 
-    Raises RunError or BaseError for what is missing, damaged or refused.
+    `base` is the place of a run's base; without it `base_of` looks where the run knows of it.
+    Raises RunError or BaseError for what is missing, damaged or refused, and RunError if `base` is
+    given for anything but a run.
     """
     name = str(run_or_model)
-    if name == STARTER or not is_run(name):
-        return find_base(name), None
-    run = Run.open(name)
-    base = find_base(run.recipe.base)
-    _refuse_other_base(run, base)
-    return base, run
+    if name != STARTER and is_run(name):
+        run = Run.open(name)
+        return base_of(run, base), run
+    if base is not None:
+        raise RunError(
+            f"--base {base}: {name} is not a run folder, and --base is the place of the model "
+            "that a run was tuned on; leave --base out, or check the path of the run"
+        )
+    return find_base(name), None
 
 
-def load(run_or_model: str | Path, device: Device) -> Loaded:
+def base_of(run: Run, place: str | None = None) -> Base:
+    """Find the base that a run was tuned on, by the fingerprint in run.json.
+
+    It is looked up at `place`, or without one where the recipe names it, relative to the current
+    folder, and then where it was when the run was tuned. The run need not be finished. Raises
+    RunError that tells for each place why it does not hold that base.
+    """
+    expected = run.facts["base"]["fingerprint"]
+    problems = []
+    for candidate in [place] if place is not None else _known_places(run):
+        try:
+            base = find_base(candidate)
+        except BaseError as error:
+            problems.append(str(error))
+            continue
+        if base.fingerprint() == expected:
+            return base
+        problems.append(f"base {candidate}: holds other weights, or another config.json")
+    raise RunError(
+        f"run {run.folder}: the base that it was tuned on was not found ({'; '.join(problems)}); "
+        "give that base's folder or Hub id with --base"
+    )
+
+
+def load(run_or_model: str | Path, device: Device, *, base: str | None = None) -> Loaded:
     """Load a run or a model, looked up by `find`, as transformers modules in fp32.
 
-    Raises what `find`, `load_adapted` and `load_base` raise.
+    Raises what `find`, `load_template`, `load_adapted` and `load_base` raise.
     """
-    base, run = find(run_or_model)
-    model = load_adapted(run.folder, base, device) if run else load_base(base, device)
-    template = Template.load(run.folder if run else base.folder)
-    return Loaded(str(run_or_model), model, template, positions(base))
+    base_model, run = find(run_or_model, base=base)
+    template = load_template(base_model, run.folder if run else None)
+    model = load_adapted(run.folder, base_model, device) if run else load_base(base_model, device)
+    return Loaded(str(run_or_model), model, template, positions(base_model))
 
 
 def load_base(base: Base, device: Device, dtype: "torch.dtype | None" = None) -> "PreTrainedModel":
@@ -110,13 +156,19 @@ def load_adapted(
 
 
 def shape_of(base: Base) -> "PreTrainedModel":
-    """Return the base's modules without weights, on PyTorch's meta device."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    """Return the base's modules without weights, on PyTorch's meta device.
 
-    config = AutoConfig.from_pretrained(base.folder, trust_remote_code=False)
-    with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    Raises BaseError for a config.json with values that transformers refuses.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = model_config(base)
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    except Exception as error:  # each model family raises its own types
+        raise unusable_config(base, error) from error
     return model
 
 
@@ -125,11 +177,9 @@ def positions(base: Base) -> int:
     return base.positions or DEFAULT_POSITIONS
 
 
-def _refuse_other_base(run: Run, base: Base) -> None:
-    expected: dict[str, Any] = run.facts["base"]
-    if base.fingerprint() != expected["fingerprint"]:
-        raise RunError(
-            f"run {run.folder}: was tuned on other weights of {base.name} than those in "
-            f"{base.folder}, on which its adapter would compute nonsense; restore those weights, "
-            "or tune the run again"
-        )
+def _known_places(run: Run) -> list[str]:
+    """Return where a run's base may be: as the recipe names it, and where it was when tuned."""
+    named, tuned = run.recipe.base, run.base_place
+    if named != STARTER and tuned is not None and Path(tuned).is_absolute():
+        named = str(Path(named).absolute())  # a folder, even if its name looks like a Hub id
+    return list(dict.fromkeys(place for place in (named, tuned) if place is not None))

@@ -7,27 +7,32 @@ from chattune.run import Run
 def model_card(run: Run, *, merged: bool = False) -> str:
     """Return the card as Markdown that begins with the metadata block that the Hub reads."""
     recipe, facts = run.recipe, run.facts
-    base, data, result = recipe.base, facts["data"], facts["result"]
+    data, result = facts["data"], facts["result"]
     metadata = ["library_name: " + ("transformers" if merged else "peft"), "tags: [chattune, lora]"]
-    if is_on_hub(base):
-        metadata.insert(0, f"base_model: {base}")
+    if run.base_place and is_on_hub(run.base_place):
+        metadata.insert(0, f"base_model: {run.base_place}")
     loss = result["validation_loss"]
+    per_step = min(recipe.training.conversations_per_step, data["train"])
     kind = "LoRA adapter for the base named below"
     if merged:
         kind = "stand-alone model: the LoRA adapter is merged into the base's weights, in fp32"
     rows = [
-        ("base", f"`{base}` (fingerprint `{facts['base']['fingerprint'][:16]}`)"),
+        ("base", f"`{recipe.base}` (fingerprint `{facts['base']['fingerprint'][:16]}`)"),
         ("conversations", f"`{data['source']}` ({data['format']}), {data['train']:,} trained on"),
         ("tokens", f"{data['tokens']:,}, {data['supervised_tokens']:,} supervised"),
         ("adapter", f"LoRA r={recipe.lora.rank}, alpha={recipe.lora.alpha:g}"),
         (
             "steps",
-            f"{result['steps']:,} of {recipe.training.conversations_per_step} conversations",
+            f"{result['steps']:,} of {per_step:,} conversations"
+            + (", stopped early by the validation loss" if result.get("stopped_early") else ""),
         ),
         ("adapter kept", f"that of step {result['best_step']:,}"),
         ("validation loss", "not measured" if loss is None else f"{loss:.4f} nats per token"),
         ("device", f"{facts['device']['name']}, {result['seconds']:.0f} s"),
     ]
+    origin = "The first questions of the held-out conversations"
+    if not data["validation"]:
+        origin = "The first questions of the training conversations (none was held out)"
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     samples = "\n\n".join(
         f"**{sample['prompt']}**\n\n- base: {_quoted(sample['base']['text'])}\n"
@@ -51,8 +56,8 @@ stored with the tokenizer.
 
 ## Samples
 
-The first held-out questions, or training questions if none is held out. Each is answered once; the
-replies are not selected ({_settings(facts["decoding"])}).
+{origin}. Each is answered once;
+the replies are not selected ({_settings(facts["decoding"])}).
 
 {samples}
 

@@ -3,34 +3,34 @@
 import logging
 from pathlib import Path
 
-from chattune.base import find_base
+from chattune.base import find_base, load_template
 from chattune.device import find_device
 from chattune.errors import VerificationError
 from chattune.folders import atomic_folder, check_output_folder, write_bytes
-from chattune.models import load_adapted, load_base
+from chattune.models import base_of, load_adapted, load_base
 from chattune.models.card import model_card
 from chattune.models.verify import TOLERANCE, logits_of, relative_difference
 from chattune.run import CARD, Run
-from chattune.template import Template
 
 log = logging.getLogger(__name__)
 
 
-def export(run_folder: str | Path, merged: str | Path) -> Path:
+def export(run_folder: str | Path, merged: str | Path, *, base: str | None = None) -> Path:
     """Write a run as a model that transformers loads without chattune; return its folder.
 
     The folder holds fp32 safetensors, the tokenizer with the chat template, the sampling settings
-    and a model card. Raises OutputError if `merged` exists and is not an empty folder, and
-    VerificationError if the merged model, loaded again, computes other logits than base and
-    adapter did; then nothing is written.
+    and a model card. `base` is the place of the run's base, if it is no longer where the run knows
+    of it. Raises OutputError if `merged` exists and is not an empty folder, RunError or BaseError
+    if the run or its base is missing, damaged or another, and VerificationError if the merged
+    model, loaded again, computes other logits than base and adapter did; then nothing is written.
     """
     from transformers import GenerationConfig
 
     run, target = Run.open(run_folder), Path(merged)
     check_output_folder(target, "--merged")
-    base, device = find_base(run.recipe.base), find_device()
-    template = Template.load(run.folder)
-    adapted = load_adapted(run.folder, base, device)
+    tuned, device = base_of(run, base), find_device()
+    template = load_template(tuned, run.folder)
+    adapted = load_adapted(run.folder, tuned, device)
     ids: list[int] = run.facts["probe_ids"]
     expected = logits_of(adapted, ids)
     model = adapted.merge_and_unload()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from chattune.base import DEFAULT_POSITIONS
+from chattune.errors import first_line
 from chattune.families import find_wing
 from chattune.models.lora_linear import speed_up_lora
 
@@ -24,23 +24,23 @@ _LEAK_TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class Packing:
-    """The way in which a model takes a pack.
+    """How a model is given a pack.
 
-    `exact` says whether it computes each conversation of a pack as if it were alone; if not, it may
-    only be given single conversations. `takes_lengths` says whether its wing has given it the
-    argument `pack_lengths`.
+    `takes_lengths` says whether its wing has given it the argument `pack_lengths`. `problem` says
+    why it does not compute each conversation of a pack as if it were alone, or is None if it does;
+    with a problem it may only be given single conversations.
     """
 
-    exact: bool
     takes_lengths: bool
+    problem: str | None = None
 
     def arguments(self, lengths: Sequence[int], device: torch.device) -> dict[str, Any]:
         """Return the arguments of a forward pass that keep the conversations of a pack apart.
 
-        `lengths` are their numbers of tokens: one for a model without exact packs, which needs no
+        `lengths` are their numbers of tokens: one for a model with a problem, which needs no
         arguments.
         """
-        if not self.exact:
+        if self.problem:
             assert len(lengths) == 1
             return {}
         positions = torch.cat([torch.arange(length) for length in lengths])[None].to(device)
@@ -48,13 +48,16 @@ class Packing:
         return {"position_ids": positions, **by_length}
 
 
-def speed_up_training(model: "PreTrainedModel | PeftModel") -> Packing:
-    """Make a model's forward and backward pass fast, in place; return how it takes packs."""
+def speed_up_training(model: "PreTrainedModel | PeftModel", *, longest: int) -> Packing:
+    """Make a model's forward and backward pass fast, in place; return how it takes packs.
+
+    `longest` is the number of tokens of the longest conversation that it will be given.
+    """
     causal = causal_model(model)
     wing = find_wing(causal.config.model_type)
     takes_lengths = wing is not None and wing.speed_up_training(causal)
     speed_up_lora(model)
-    return probe_packing(causal, takes_lengths=takes_lengths)
+    return probe_packing(causal, longest=longest, takes_lengths=takes_lengths)
 
 
 def causal_model(model: "PreTrainedModel | PeftModel") -> "PreTrainedModel":
@@ -64,17 +67,16 @@ def causal_model(model: "PreTrainedModel | PeftModel") -> "PreTrainedModel":
 
 
 @torch.no_grad()
-def probe_packing(model: "PreTrainedModel", *, takes_lengths: bool) -> Packing:
+def probe_packing(model: "PreTrainedModel", *, longest: int, takes_lengths: bool) -> Packing:
     """Find out whether a model takes packs: compute three conversations in a pack and each alone.
 
     Every model is tried, because no documentation says what a model makes of position ids that
     start anew, which is transformers' convention for packs: it may ignore them, or carry state from
-    one conversation to the next.
+    one conversation to the next. An error that the pack causes is the problem of the result.
     """
-    packing = Packing(True, takes_lengths)
     with evaluating(model):
-        exact = _equals_each_alone(model, packing)
-    return packing if exact else Packing(False, takes_lengths)
+        problem = _pack_problem(model, longest, Packing(takes_lengths))
+    return Packing(takes_lengths, problem)
 
 
 @contextmanager
@@ -88,12 +90,9 @@ def evaluating(model: "PreTrainedModel") -> Iterator[None]:
         model.train(was_training)
 
 
-def _equals_each_alone(model: "PreTrainedModel", packing: Packing) -> bool:
-    config = model.config.get_text_config().to_dict()
-    positions = config.get("max_position_embeddings") or DEFAULT_POSITIONS
-    # The first is longer than GPT-Neo's window of 256, so that local attention is tried as well.
-    lengths = [min(n, positions) for n in (300, 7, 40)]
-    middle = slice(lengths[0], lengths[0] + lengths[1])
+def _pack_problem(model: "PreTrainedModel", longest: int, packing: Packing) -> str | None:
+    lengths = [longest, 7, 40]  # two short ones, for which a pack would most likely be used
+    middle = slice(longest, longest + 7)
     vocabulary = model.get_input_embeddings().weight.shape[0]
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(vocabulary, (2, sum(lengths)), generator=generator).to(model.device)
@@ -103,14 +102,16 @@ def _equals_each_alone(model: "PreTrainedModel", packing: Packing) -> bool:
         packed, other = (_hidden_states(model, row[None], arguments) for row in ids)
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, TypeError, ValueError):  # no such argument, or no such kernel
-        return False
+    except (RuntimeError, TypeError, ValueError) as error:  # no such argument, or no such kernel
+        return f"it cannot compute a pack ({first_line(error)})"
     parts = torch.split(ids[:1], lengths, dim=1)
     alone = torch.cat([_hidden_states(model, part, {}) for part in parts], dim=1)
     largest = alone.abs().max()
     leaks = (packed - other)[:, middle].abs().max() > _LEAK_TOLERANCE * largest
     tolerance = _TOLERANCE.get(packed.dtype, _TOLERANCE[torch.bfloat16])
-    return bool((packed - alone).abs().max() <= tolerance * largest and not leaks)
+    if leaks or (packed - alone).abs().max() > tolerance * largest:
+        return "it mixes the conversations of a pack"
+    return None
 
 
 def _hidden_states(

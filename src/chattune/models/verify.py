@@ -10,11 +10,10 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chattune.base import find_base
 from chattune.device import find_device
 from chattune.errors import VerificationError
-from chattune.models import load_adapted
-from chattune.run import ADAPTER_WEIGHTS, read_recipe
+from chattune.models import base_of, load_adapted
+from chattune.run import ADAPTER_WEIGHTS, Run
 
 if TYPE_CHECKING:
     import torch
@@ -24,11 +23,17 @@ TOLERANCE = 1e-5  # the largest allowed difference between logits, relative to t
 
 
 def logits_of(model: "PreTrainedModel", ids: list[int]) -> "torch.Tensor":
-    """Return the logits of one prompt, (tokens, vocabulary), in fp32 on the CPU."""
+    """Return the logits of one prompt, (tokens, vocabulary), in fp32 on the CPU.
+
+    They are computed in fp32 whatever dtype the model's weights have, because results in bf16
+    depend on kernels and on the number of threads.
+    """
     import torch
 
+    from chattune.models.full_precision import FullPrecision
+
     model.eval()
-    with torch.no_grad():
+    with torch.no_grad(), FullPrecision():
         logits: torch.Tensor = model(torch.tensor([ids], device=model.device)).logits[0]
     return logits.float().cpu()
 
@@ -44,7 +49,7 @@ def verify_run(
     """Load a saved run in a fresh process and return the relative difference of its logits.
 
     `in_memory` are the trained model's logits for `ids`. `base_dtype` is the dtype that the base's
-    weights had in training; after this rounding both sides compute in fp32. Raises
+    weights have in training; from these weights both sides compute in fp32. Raises
     VerificationError if `check_adapter` does, if the run cannot be loaded, or if the difference is
     above TOLERANCE.
     """
@@ -106,8 +111,7 @@ def main(run_folder: str, probe_file: str) -> None:
 
     probe = load_file(probe_file)
     folder, dtype = Path(run_folder), probe["base_dtype"].dtype
-    base = find_base(read_recipe(folder).base)
-    model = load_adapted(folder, base, find_device(), dtype).float()
+    model = load_adapted(folder, base_of(Run(folder)), find_device(), dtype)
     logits = logits_of(model, probe["ids"].tolist())
     sys.stdout.write(json.dumps({"difference": relative_difference(probe["logits"], logits)}))
 

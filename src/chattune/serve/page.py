@@ -29,31 +29,35 @@ log = logging.getLogger(__name__)
 def chat_page(bot: Chatbot, title: str) -> "ChatInterface":
     """Return a page for chatting with `bot`'s model; each visitor has their own history."""
     recommended, longest = bot.decoding, bot.positions // 2
+    defaults = {
+        "temperature": 0.0 if recommended.greedy else recommended.temperature,
+        "top_k": recommended.top_k,
+        "top_p": recommended.top_p,
+        "max_new_tokens": min(recommended.max_new_tokens, longest),
+        "repetition_penalty": recommended.repetition_penalty,
+    }
 
     def answer(
         text: str,
         history: list[dict[str, Any]],
         system: str,
-        temperature: float,
-        top_k: float,
-        top_p: float,
-        max_new_tokens: float,
-        repetition_penalty: float,
+        temperature: float | None,
+        top_k: float | None,
+        top_p: float | None,
+        max_new_tokens: float | None,
+        repetition_penalty: float | None,
     ) -> Iterator[str]:
+        chosen = (temperature, top_k, top_p, max_new_tokens, repetition_penalty)
+        settings = {
+            name: default if value is None else value
+            for (name, default), value in zip(defaults.items(), chosen, strict=True)
+        }
         visitor = bot.fresh(system=system, messages=_messages(history))
         try:
-            if len(text) > _MAX_MESSAGE:  # the text box has this limit, but other clients do not
+            if len(text) > _MAX_MESSAGE:
                 raise ChatError(f"the message is over {_MAX_MESSAGE:,} characters; shorten it")
-            decoding = recommended.but(
-                do_sample=True,
-                temperature=temperature,
-                top_k=int(top_k),
-                top_p=top_p,
-                max_new_tokens=int(max_new_tokens),
-                repetition_penalty=repetition_penalty,
-            )
             reply = ""
-            for piece in visitor.stream(text, decoding):
+            for piece in visitor.stream(text, recommended.but(do_sample=True, **settings)):
                 reply += piece
                 yield reply
             if not reply:
@@ -61,14 +65,10 @@ def chat_page(bot: Chatbot, title: str) -> "ChatInterface":
         except UserError as error:
             raise gr.Error(str(error), print_exception=False) from None
 
-    temperature = 0 if recommended.greedy else recommended.temperature
-    max_new_tokens = min(recommended.max_new_tokens, longest)
     return gr.ChatInterface(
         answer,
         title=title,
-        textbox=gr.Textbox(
-            placeholder="Type a message", max_length=_MAX_MESSAGE, submit_btn=True, stop_btn=True
-        ),
+        textbox=_textbox(placeholder="Type a message", submit_btn=True, stop_btn=True),
         chatbot=gr.Chatbot(
             show_label=False,
             placeholder="Say something to begin.",
@@ -79,12 +79,12 @@ def chat_page(bot: Chatbot, title: str) -> "ChatInterface":
         ),
         additional_inputs_accordion=gr.Accordion("Settings", open=False),
         additional_inputs=[
-            gr.Textbox(bot.system or "", label="System prompt", max_length=_MAX_MESSAGE),
-            _slider(0, 2, temperature, 0.05, "Temperature (0: greedy)"),
-            _slider(0, 200, recommended.top_k, 1, "Top-k (0: off)"),
-            _slider(0.05, 1, recommended.top_p, 0.05, "Top-p"),
-            _slider(8, longest, max_new_tokens, 8, "Maximum length (tokens)"),
-            _slider(1, 2, recommended.repetition_penalty, 0.05, "Repetition penalty"),
+            _textbox(bot.system or "", label="System prompt"),
+            _slider(0, 2, defaults["temperature"], 0.05, "Temperature (0: greedy)"),
+            _slider(0, 200, defaults["top_k"], 1, "Top-k (0: off)"),
+            _slider(0.05, 1, defaults["top_p"], 0.05, "Top-p"),
+            _slider(8, longest, defaults["max_new_tokens"], 8, "Maximum length (tokens)"),
+            _slider(1, 2, defaults["repetition_penalty"], 0.05, "Repetition penalty"),
         ],
         save_history=False,
         analytics_enabled=False,
@@ -94,9 +94,22 @@ def chat_page(bot: Chatbot, title: str) -> "ChatInterface":
     )
 
 
+def _textbox(value: str = "", **options: Any) -> gr.Textbox:
+    """Return a text box that takes null, which another client may send, for an empty text."""
+    box = gr.Textbox(value, max_length=_MAX_MESSAGE, **options)
+    box.preprocess = lambda payload: "" if payload is None else str(payload)
+    return box
+
+
 def _slider(low: float, high: float, value: float, step: float, label: str) -> gr.Slider:
-    """Return a slider whose range is widened if the recommended value lies outside it."""
-    return gr.Slider(min(low, value), max(high, value), value, step=step, label=label)
+    """Return a slider whose range is widened if the recommended value lies outside it.
+
+    What another client sends is passed on as it is: Decoding checks it and names the setting, while
+    Gradio's own check fails on null and on text.
+    """
+    slider = gr.Slider(min(low, value), max(high, value), value, step=step, label=label)
+    slider.preprocess = lambda payload: payload
+    return slider
 
 
 def serve_page(
@@ -118,10 +131,11 @@ def open_page(page: "ChatInterface", host: str, port: int | None) -> str:
 
     Raises UserError if the page cannot listen on the host and port.
     """
+    address = host.strip("[]")
     try:
         _, url, _ = page.launch(
-            server_name=host,
-            server_port=_free_port(host, port),
+            server_name=f"[{address}]" if ":" in address else address,
+            server_port=_free_port(address, port),
             prevent_thread_lock=True,
             quiet=True,
             share=False,
@@ -138,23 +152,29 @@ def open_page(page: "ChatInterface", host: str, port: int | None) -> str:
             f"--host {host}: the page cannot be reached ({error}); if a proxy is set, add this "
             "address to NO_PROXY"
         ) from None
-    return str(url)
+    return str(url).replace("//[::]", "//[::1]")  # no browser connects to the former
 
 
 def _free_port(host: str, port: int | None) -> int:
     """Return `port` if it is free, or the first free port from 7860 if it is None.
 
-    Gradio's own search would try every port of an address that this machine does not have.
+    Gradio's own search would try every port of an address that this machine does not have. Gradio
+    wants the port to be free on 127.0.0.1 too, whatever the host.
     """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    if not host:
+        raise UserError("--host: is empty; give an address, such as 127.0.0.1")
     for candidate in _PORTS if port is None else [port]:
+        free = candidate
         try:
-            with socket.create_server((host, candidate), family=family) as server:
-                return int(server.getsockname()[1])
+            for address in (host, "127.0.0.1"):
+                family = socket.AF_INET6 if ":" in address else socket.AF_INET
+                with socket.create_server((address, free), family=family) as server:
+                    free = int(server.getsockname()[1])
+            return free
         except OverflowError as error:
             raise UserError(f"--port {port}: not a port number ({error})") from None
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
+        except (OSError, UnicodeError) as error:  # UnicodeError: too long for a host's name
+            if getattr(error, "errno", None) != errno.EADDRINUSE:
                 raise UserError(
                     f"--host {host}: cannot listen on its port {candidate} ({error}); the default "
                     "is 127.0.0.1"

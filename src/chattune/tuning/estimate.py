@@ -44,11 +44,13 @@ def estimate(
     trainable: int,
     tokens: float,
     supervised: float,
+    token_budget: int | None = None,
 ) -> Estimate:
     """Estimate a run from the model's shape and a short measurement of this machine.
 
     `shape` is the model without weights, `trainable` the number of the adapter's weights. The run
-    trains on `tokens` tokens in all, and its loss covers `supervised` of them.
+    trains on `tokens` tokens in all, and its loss covers `supervised` of them. A resumed run brings
+    the `token_budget` that it was started with.
     """
     config, longest = shape.config.get_text_config(), recipe.data.max_length
     item_bytes = device.base_dtype().itemsize
@@ -59,11 +61,16 @@ def estimate(
     # Counted from all memory, not from what is free now, because a run that is resumed later must
     # cut its steps alike.
     activation_memory = int(_MEMORY_SHARE * device.memory - fixed)
-    checkpointing = activation_memory < longest * token_bytes
+    checkpointing = activation_memory < max(token_budget or 0, longest) * token_bytes
     if checkpointing:  # only each layer's input is kept, and the activations of one layer
         token_bytes = 2 * token_bytes // config.num_hidden_layers + item_bytes * config.hidden_size
-    token_budget = min(_ENOUGH_TOKENS[device.kind], max(activation_memory // token_bytes, longest))
-    memory = int(fixed + max(token_budget, longest) * token_bytes)
+    token_budget = token_budget or min(
+        _ENOUGH_TOKENS[device.kind], max(activation_memory // token_bytes, longest)
+    )
+    activations = max(token_budget, longest) * token_bytes
+    # The proof at the end keeps no activations; it converts a base in bf16 matrix by matrix.
+    converted = 4 * max(p.numel() for p in shape.parameters()) if device.bf16 else 0
+    memory = int(fixed + max(activations, converted))
 
     operations = training_operations(
         *matrix_weights(shape), tokens=tokens, supervised=supervised, recomputed=checkpointing

@@ -1,6 +1,7 @@
-"""The trainer's callback: metrics.jsonl, progress, time, interruption and finished checkpoints."""
+"""The trainer's callback: metrics.jsonl, progress, time and interruption."""
 
 import json
+import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +10,12 @@ from typing import Any
 from transformers import TrainerCallback
 
 from chattune.device import synchronize
-from chattune.folders import write_bytes
+from chattune.folders import naming, write_bytes
 from chattune.run import METRICS
 from chattune.tuning.interrupt import Interruption
 from chattune.tuning.progress import Watcher
-from chattune.tuning.resuming import COMPLETE
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -31,7 +33,7 @@ class Meter:
 class Journal(TrainerCallback):  # type: ignore[misc]  # transformers' callbacks are untyped
     """A callback that records the training and lets a signal stop it.
 
-    It writes metrics.jsonl, tells the watcher about each step, and marks complete checkpoints.
+    It writes metrics.jsonl and tells the watcher about each step.
     """
 
     def __init__(
@@ -45,8 +47,7 @@ class Journal(TrainerCallback):  # type: ignore[misc]  # transformers' callbacks
         self._tokens_per_s = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Drop the lines of steps that will be done again, and show the progress."""
-        self._keep_lines_until(state.global_step)
+        """Show the progress."""
         self._watcher.begin(state.global_step, state.max_steps)
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
@@ -84,25 +85,27 @@ class Journal(TrainerCallback):  # type: ignore[misc]  # transformers' callbacks
             self._watcher.step(state.global_step, logs["loss"], self._tokens_per_s)
         else:
             return  # transformers' summary at the end of the training
-        with self._file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        with naming(self._file), self._file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, allow_nan=False) + "\n")
 
     def on_evaluate(self, *_: Any, **__: Any) -> None:
         """Stop the clock, because a validation belongs to no step."""
         self._started = None
 
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Stop the clock, and mark the checkpoint as complete."""
+    def on_save(self, *_: Any, **__: Any) -> None:
+        """Stop the clock, because a checkpoint belongs to no step."""
         self._started = None
-        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
 
-    def on_train_end(self, *_: Any, **__: Any) -> None:
-        """Tell the watcher that the training is over."""
-        self._watcher.end()
 
-    def _keep_lines_until(self, step: int) -> None:
-        """Remove the lines of steps after `step`, the last checkpoint's, and a line cut short."""
-        if self._file.exists():
-            lines = [line for line in self._file.read_text("utf-8").split("\n")[:-1] if line]
-            kept = [line for line in lines if json.loads(line)["step"] <= step]
-            write_bytes(self._file, "".join(f"{line}\n" for line in kept).encode())
+def keep_lines_until(metrics: Path, step: int) -> None:
+    """Remove the lines of steps after `step`, which are done again, and those that are damaged."""
+    if not metrics.exists():
+        return
+    kept = []
+    for number, line in enumerate(metrics.read_text("utf-8", "replace").splitlines(), start=1):
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(f"{line}\n")
+        except (ValueError, KeyError, TypeError):
+            log.warning("%s:%d: is damaged, or was cut short; the line is removed", metrics, number)
+    write_bytes(metrics, "".join(kept).encode())

@@ -1,7 +1,8 @@
 """The plan of a run: everything that can be checked, prepared and derived before step 1."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +13,7 @@ from chattune.errors import RecipeError
 from chattune.generate import Decoding
 from chattune.models import shape_of
 from chattune.models.lora import adapter_weights
-from chattune.recipe import Recipe
+from chattune.recipe import Recipe, RecipeLike, as_recipe
 from chattune.tuning.estimate import Estimate, estimate
 
 _SAMPLE_TOKENS = 96  # the longest reply in samples.json
@@ -22,7 +23,8 @@ _SAMPLE_TOKENS = 96  # the longest reply in samples.json
 class Plan:
     """The meaning of a recipe on this machine: base, data, device, steps, memory and time.
 
-    `decoding` are the settings of the sample replies, as the base recommends them.
+    `decoding` are the settings of the sample replies, as the base recommends them. `steps_changed`
+    has an entry for each time that the run was resumed with another number of steps.
     """
 
     recipe: Recipe
@@ -30,29 +32,44 @@ class Plan:
     device: Device
     prepared: Prepared
     steps: int
+    warmup_steps: int
     estimate: Estimate
     decoding: Decoding
+    steps_changed: tuple[dict[str, int], ...] = ()
 
     @cached_property
     def origin(self) -> dict[str, dict[str, Any]]:
-        """The base and the data with their fingerprints, as run.json holds them from step 1."""
+        """The facts that a resumed run keeps, as run.json holds them from before step 1.
+
+        They are the fingerprints of base and data, the device with the dtype chosen for it, the
+        size of the packs, and the length of the warm-up.
+        """
         report = self.prepared.report
         names = ("source", "format", "train", "validation", "tokens", "supervised_tokens")
         return {
             "base": {"name": self.base.name, "fingerprint": self.base.fingerprint()},
             "data": {name: getattr(report, name) for name in (*names, "fingerprint")},
+            "device": asdict(self.device),
+            "training": {
+                "token_budget": self.estimate.token_budget,
+                "warmup_steps": self.warmup_steps,
+                "steps_changed": list(self.steps_changed),
+            },
         }
 
     def explain(self) -> list[str]:
         """Return one line for each derived value, with its reason."""
-        needs, conversations = self.estimate, self.recipe.training.conversations_per_step
-        epochs = self.steps * conversations / len(self.prepared.train)
+        needs, conversations = self.estimate, len(self.prepared.train)
+        per_step = self.recipe.training.conversations_per_step
+        passes = conversations_trained(self.recipe, self.steps, conversations) / conversations
         return [
             f"device: {self.device.kind} ({self.device.name}, {self.device.threads} threads)",
             f"dtype: {'base in bf16, adapter in fp32' if self.device.bf16 else 'fp32'}, because "
             + self.device.bf16_reason,
-            f"steps: {self.steps:,} of {conversations} conversations, {epochs:.1f} passes over the "
-            "data",
+            f"steps: {self.steps:,} of {min(per_step, conversations):,} conversations, "
+            f"{passes:.1f} passes over the data"
+            + (f" (there are no {per_step:,} for a step)" if per_step > conversations else ""),
+            *self._early_stop(),
             f"parameters: {needs.parameters / 1e6:,.1f} M, trained {needs.trainable / 1e6:,.2f} M",
             f"memory: about {needs.memory / 1e9:.1f} GB of {self.device.memory / 1e9:.1f} GB"
             + (", with activations recomputed to save memory" if needs.checkpointing else ""),
@@ -61,13 +78,25 @@ class Plan:
             "machine",
         ]
 
+    def _early_stop(self) -> list[str]:
+        patience = self.recipe.training.patience
+        if patience is None:
+            return []
+        validations = "a validation" if patience == 1 else f"{patience} validations in a row"
+        return [
+            f"early stop: stops after {validations} without a lower loss (one is made every "
+            f"{self.recipe.training.evaluate_every} steps)"
+        ]
 
-def plan(recipe: Recipe) -> Plan:
+
+def plan(recipe: RecipeLike, started: Mapping[str, Any] | None = None) -> Plan:
     """Check everything that can be checked before step 1, and prepare the data.
 
-    Raises BaseError, DataError, RecipeError, or ChatError for a base whose generation_config.json
-    is damaged.
+    `started` is what the run that is resumed was started with: it keeps its dtype, the size of its
+    packs and its warm-up, even if this machine would choose others today. Raises BaseError,
+    DataError, RecipeError, or ChatError for a base whose generation_config.json is damaged.
     """
+    recipe = as_recipe(recipe)
     base = find_base(recipe.base)
     decoding = Decoding.of(base.folder).but(max_new_tokens=_SAMPLE_TOKENS)
     shape = shape_of(base)
@@ -79,21 +108,49 @@ def plan(recipe: Recipe) -> Plan:
             "training.patience: no conversation is held out to measure the loss on; raise "
             "data.validation, or leave training.patience out"
         )
-    steps = _total_steps(recipe, len(prepared.train))
+    steps = total_steps(recipe, len(prepared.train))
+    warmup_steps = min(math.ceil(recipe.training.warmup_ratio * steps), steps - 1)
+    token_budget, steps_changed = None, ()
+    if started is not None:
+        bf16 = started["device"]["bf16"]
+        device = replace(device, bf16=bf16, bf16_reason="the run was started in it")
+        kept = started["training"]
+        token_budget, warmup_steps = kept["token_budget"], kept["warmup_steps"]
+        steps_changed = tuple(kept["steps_changed"])
     report = prepared.report
-    tokens = steps * recipe.training.conversations_per_step * report.tokens / report.kept
-    supervised = tokens * report.supervised_tokens / report.tokens
+    conversations = conversations_trained(recipe, steps, len(prepared.train))
+    tokens = conversations * report.tokens / report.kept
+    supervised = conversations * report.supervised_tokens / report.kept
     needs = estimate(
-        recipe, shape, device, trainable=trainable, tokens=tokens, supervised=supervised
+        recipe,
+        shape,
+        device,
+        trainable=trainable,
+        tokens=tokens,
+        supervised=supervised,
+        token_budget=token_budget,
     )
-    return Plan(recipe, base, device, prepared, steps, needs, decoding)
+    return Plan(recipe, base, device, prepared, steps, warmup_steps, needs, decoding, steps_changed)
 
 
-def _total_steps(recipe: Recipe, conversations: int) -> int:
+def total_steps(recipe: Recipe, conversations: int) -> int:
     """Return a recipe's optimiser steps, for training data of so many conversations."""
     training = recipe.training
     if training.steps is not None:
         return training.steps
     assert training.epochs is not None  # the recipe has one of the two
-    steps_per_epoch = math.ceil(conversations / training.conversations_per_step)
-    return max(1, math.ceil(training.epochs * steps_per_epoch))
+    return max(1, math.ceil(training.epochs * _steps_per_pass(recipe, conversations)))
+
+
+def conversations_trained(recipe: Recipe, steps: int, conversations: int) -> int:
+    """Return the number of conversations in so many steps, each counted as often as it is used.
+
+    A step never reaches into the next pass over the training data's `conversations`: the last step
+    of a pass has those that are left, which are all of them if there are no more than a step takes.
+    """
+    passes, rest = divmod(steps, _steps_per_pass(recipe, conversations))
+    return passes * conversations + rest * recipe.training.conversations_per_step
+
+
+def _steps_per_pass(recipe: Recipe, conversations: int) -> int:
+    return math.ceil(conversations / recipe.training.conversations_per_step)

@@ -5,9 +5,9 @@ which data is loaded, the optimiser, the scheduler, checkpoints and resuming are
 of a batch, the loss and validation are replaced, with the reasons in docs/decisions/0002.
 """
 
-import json
 import logging
 import math
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,17 +18,26 @@ import torch
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainerState
 from trl import SFTConfig, SFTTrainer
 
+from chattune.errors import TrainingDiverged
 from chattune.models.packing import speed_up_training
 from chattune.recipe import Recipe
 from chattune.run import ADAPTER_WEIGHTS, CHECKPOINTS, METRICS
 from chattune.template import IGNORED_LABEL
 from chattune.tuning.batches import collate, passes
 from chattune.tuning.interrupt import Interruption
-from chattune.tuning.journal import Journal, Meter
+from chattune.tuning.journal import Journal, Meter, keep_lines_until
 from chattune.tuning.loss import SupervisedLoss
 from chattune.tuning.planning import Plan
 from chattune.tuning.progress import Watcher
-from chattune.tuning.resuming import latest_checkpoint, step_of
+from chattune.tuning.resuming import (
+    best_of,
+    discard_damaged,
+    is_trained,
+    latest_checkpoint,
+    mark_complete,
+    step_of,
+    validations_in_vain,
+)
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -44,11 +53,13 @@ _SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": 
 class Result:
     """The outcome of a training: losses in nats per supervised token, and the rate.
 
-    `best_step` is the step whose adapter was kept. `seconds` and `tokens_per_s` cover the steps
-    since the training was last started or resumed, without validation and saving.
+    `stopped_early` says whether patience ended the training after `steps`, before the last step of
+    its plan. `best_step` is the step whose adapter was kept. `seconds` and `tokens_per_s` cover the
+    steps since the training was last started or resumed, without validation and saving.
     """
 
     steps: int
+    stopped_early: bool
     best_step: int
     train_loss: float
     validation_loss: float | None
@@ -63,13 +74,17 @@ def train(
 
     At the end the model has the adapter of the lowest validation loss, or the last one if nothing
     is held out. Returns the result and the signal that stopped the training early, or None; after
-    a signal the state of the last step is in a checkpoint.
+    a signal the state of the last step is in a checkpoint. Raises TrainingDiverged, with the
+    checkpoints before that step intact, if a loss or a gradient is not finite.
     """
+    discard_damaged(folder)
     prepared, checkpoint = plan.prepared, latest_checkpoint(folder)
+    keep_lines_until(folder / METRICS, step_of(checkpoint) if checkpoint else 0)
     with Interruption() as interruption, _pad_token(prepared.template.tokenizer) as tokenizer:
         meter = Meter()
         trainer = _Trainer(
             token_budget=plan.estimate.token_budget,
+            longest=prepared.report.length_quantiles["100%"],
             meter=meter,
             model=model,
             args=_arguments(plan, folder),
@@ -82,16 +97,20 @@ def train(
             ],
         )
         trainer.remove_callback(PrinterCallback)
-        if checkpoint is not None and step_of(checkpoint) >= plan.steps:
+        if checkpoint is not None and is_trained(checkpoint, plan):
             trainer.state = _take_best(model, checkpoint)  # only the end of the run is missing
         else:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            try:
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            finally:
+                watcher.end()
     state = trainer.state
     best = state.best_model_checkpoint
     result = Result(
         steps=state.global_step,
+        stopped_early=interruption.signum is None and state.global_step < plan.steps,
         best_step=step_of(Path(best)) if best else state.global_step,
-        train_loss=_last_loss(folder),
+        train_loss=[line["loss"] for line in state.log_history if "loss" in line][-1],
         validation_loss=state.best_metric,
         seconds=round(meter.seconds, 2),
         tokens_per_s=round(meter.tokens / meter.seconds, 1) if meter.seconds else 0.0,
@@ -104,20 +123,8 @@ def _take_best(model: "PeftModel", checkpoint: Path) -> TrainerState:
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    state = _load_state(checkpoint)
-    best = checkpoint.parent / Path(state.best_model_checkpoint or checkpoint).name
-    set_peft_model_state_dict(model, load_file(best / ADAPTER_WEIGHTS))
-    return state
-
-
-def _load_state(checkpoint: Path) -> TrainerState:
+    set_peft_model_state_dict(model, load_file(best_of(checkpoint) / ADAPTER_WEIGHTS))
     return TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-
-
-def _last_loss(folder: Path) -> float:
-    """Return the loss of the last step in metrics.jsonl."""
-    lines = map(json.loads, (folder / METRICS).read_text("utf-8").splitlines())
-    return [float(line["loss"]) for line in lines if "loss" in line][-1]
 
 
 def _arguments(plan: Plan, folder: Path) -> SFTConfig:
@@ -135,9 +142,10 @@ def _arguments(plan: Plan, folder: Path) -> SFTConfig:
         gradient_accumulation_steps=1,  # a step is cut into packs of tokens instead
         learning_rate=training.learning_rate,
         lr_scheduler_type=_SCHEDULES[training.schedule],
-        warmup_steps=min(math.ceil(training.warmup_ratio * plan.steps), plan.steps - 1),
+        warmup_steps=plan.warmup_steps,
         optim="adamw_torch_fused" if kind == "cuda" else "adamw_torch",
-        max_grad_norm=1.0,
+        max_grad_norm=training.max_grad_norm,
+        weight_decay=training.weight_decay,
         bf16=False,  # autocast; the frozen base itself is in bf16, so that no step converts it
         use_cpu=kind == "cpu",
         gradient_checkpointing=plan.estimate.checkpointing,
@@ -148,7 +156,7 @@ def _arguments(plan: Plan, folder: Path) -> SFTConfig:
         data_seed=seed,
         logging_strategy="steps",
         logging_steps=1,
-        logging_nan_inf_filter=False,  # a NaN loss must be visible
+        logging_nan_inf_filter=False,  # _Trainer stops at a loss that is not finite
         eval_strategy="steps" if validates else "no",
         eval_steps=training.evaluate_every,
         save_strategy="steps",
@@ -172,9 +180,7 @@ def _early_stopping(recipe: Recipe, checkpoint: Path | None) -> list[TrainerCall
         return []
     callback = EarlyStoppingCallback(early_stopping_patience=patience)
     if checkpoint is not None:
-        saved = _load_state(checkpoint).stateful_callbacks.get("EarlyStoppingCallback", {})
-        counter = saved.get("attributes", {}).get("early_stopping_patience_counter", 0)
-        callback.early_stopping_patience_counter = counter
+        callback.early_stopping_patience_counter = validations_in_vain(checkpoint)
     return [callback]
 
 
@@ -200,14 +206,20 @@ class _Trainer(SFTTrainer):  # type: ignore[misc]  # trl is untyped
     means of batches, so that a short reply counts as much as a long one.
     """
 
-    def __init__(self, token_budget: int, meter: Meter, **arguments: Any) -> None:
+    def __init__(self, token_budget: int, longest: int, meter: Meter, **arguments: Any) -> None:
         super().__init__(data_collator=collate, **arguments)
-        packing = speed_up_training(self.model)
-        if not packing.exact:
-            log.warning("this model mixes the conversations of a pack, so each is computed alone")
+        packing = speed_up_training(self.model, longest=longest)
+        if packing.problem:
+            log.warning(
+                "each conversation is computed alone: packs do not suit this model, because %s",
+                packing.problem,
+            )
         self._nats = SupervisedLoss(self.model, packing)
-        self._token_budget = token_budget if packing.exact else 0
+        self._token_budget = 0 if packing.problem else token_budget
         self._meter = meter
+        self._step_inputs: dict[str, Any] = {}
+        self._step_loss = torch.zeros(())
+        self._validated_step = 0
 
     def training_step(self, model: Any, inputs: dict[str, Any], *_: Any) -> torch.Tensor:
         """Run forward and backward of a step, pack by pack; return the step's loss.
@@ -217,13 +229,14 @@ class _Trainer(SFTTrainer):  # type: ignore[misc]  # trl is untyped
         keep to packs of that size.
         """
         model.train()
-        inputs = self._prepare_inputs(inputs)
+        inputs = self._step_inputs = self._prepare_inputs(inputs)
         lengths = inputs["lengths"]
         self._meter.step_tokens = sum(lengths)
         cpu_state, gpu_state = torch.random.get_rng_state(), self._gpu_random_state()
         while True:
             try:
-                return self._forward_backward(inputs)
+                self._step_loss = self._forward_backward(inputs)
+                return self._step_loss
             except RuntimeError as error:
                 if not _is_out_of_memory(error) or self._token_budget <= min(lengths):
                     raise
@@ -248,6 +261,51 @@ class _Trainer(SFTTrainer):  # type: ignore[misc]  # trl is untyped
             total += nats.detach() / supervised
         return total
 
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """Return the norm of a step's gradients, unless it or the step's loss is not finite.
+
+        transformers calls this after the backward pass and before the optimiser. Both numbers are
+        read at once, so that a GPU is waited for only once; the journal waits for it at the end of
+        each step in any case.
+        """
+        norm = super()._get_grad_norm(model, grad_norm)
+        loss, norm_number = torch.stack([self._step_loss, norm]).tolist()
+        self._require_finite(self.state.global_step + 1, "loss", loss)
+        self._require_finite(self.state.global_step + 1, "gradient norm", norm_number)
+        return norm
+
+    def _save_checkpoint(self, *arguments: Any) -> None:
+        """Save a checkpoint whole or not at all, and only if the loss is still finite.
+
+        A step's own loss is measured before its update. Where no validation follows, the loss after
+        it is measured on conversations of the step.
+        """
+        step = self.state.global_step
+        if self._validated_step != step:
+            self.model.eval()
+            pack = next(passes(self._step_inputs, self._token_budget))
+            with torch.no_grad():
+                self._require_finite(step, "loss after the step", float(self._nats(*pack)))
+        checkpoint = Path(self.args.output_dir) / f"checkpoint-{step}"
+        try:
+            super()._save_checkpoint(*arguments)
+            mark_complete(checkpoint)
+        except Exception:
+            shutil.rmtree(checkpoint, ignore_errors=True)
+            raise
+
+    def _require_finite(self, step: int, name: str, number: float) -> None:
+        """Raise TrainingDiverged unless `number`, of the given name and step, is finite."""
+        if math.isfinite(number):
+            return
+        remedy = "check the base's weights and precision, and the conversations"
+        if self.state.global_step:  # an update has been made
+            rate = self.args.learning_rate
+            remedy = f"lower training.learning_rate ({rate:g}) and start a new run, or {remedy}"
+        raise TrainingDiverged(
+            f"step {step}: the {name} is {number}, not a finite number; {remedy}"
+        )
+
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Return 0: nothing reads transformers' estimate, and making it takes 3 ms a step."""
         return 0
@@ -264,6 +322,8 @@ class _Trainer(SFTTrainer):  # type: ignore[misc]  # trl is untyped
                 supervised += int((inputs["labels"] != IGNORED_LABEL).sum())
                 nats += sum(float(self._nats(*pack)) for pack in passes(inputs, self._token_budget))
         metrics = {"eval_loss": nats / supervised}
+        self._require_finite(self.state.global_step, "validation loss", metrics["eval_loss"])
+        self._validated_step = self.state.global_step
         self.log(dict(metrics))
         self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
