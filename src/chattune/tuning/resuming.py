@@ -16,8 +16,8 @@ from chattune.run import (
     MANIFEST,
     RECIPE,
     Run,
-    size_and_hash,
     read_recipe,
+    size_and_hash,
 )
 from chattune.tuning.planning import Plan, total_steps
 
