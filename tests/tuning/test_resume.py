@@ -176,6 +176,21 @@ def test_going_on_over_other_conversations_or_weights_is_refused(
         tune(more, run.folder, resume=True)
 
 
+def test_a_run_goes_on_where_its_base_is_now(
+    tiny_base: Path, talk_file: Path, tmp_path: Path
+) -> None:
+    whole = tune(recipe(tiny_base, talk_file, training__steps=4), tmp_path / "whole")
+    old, new = tmp_path / "old", tmp_path / "new"
+    shutil.copytree(tiny_base, old)
+    with pytest.raises(Interrupted):
+        tune(recipe(old, talk_file), tmp_path / "run", watcher=StopAfter(1))
+    old.rename(new)
+    moved = tune(recipe(new, talk_file), tmp_path / "run", resume=True)
+    assert same(whole, moved)
+    assert moved.recipe.base == str(new)
+    assert tune(recipe(tiny_base, talk_file), tmp_path / "run", resume=True) == moved
+
+
 def test_a_signal_where_a_validation_is_due_leaves_none_out(
     tiny_base: Path, tmp_path: Path
 ) -> None:

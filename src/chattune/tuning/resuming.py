@@ -91,12 +91,13 @@ def step_of(checkpoint: Path) -> int:
 def refuse_other_recipe(folder: Path, recipe: Recipe) -> None:
     """Raise RunError unless `folder` holds a run that was started with this recipe.
 
-    Only the length of the training may differ.
+    Only the length of the training may differ, and the place of the base, whose weights are
+    compared by refuse_other_origin.
     """
     if not (folder / RECIPE).is_file():
         raise RunError(f"--resume: {folder} holds no run to go on with; leave --resume out")
     before, now = (
-        _flat(r.model_dump(exclude={"training": _MAY_CHANGE}))
+        _flat(r.model_dump(exclude={"base": True, "training": _MAY_CHANGE}))
         for r in (read_recipe(folder), recipe)
     )
     changed = [f"{k} (was {before[k]!r}, now {now[k]!r})" for k in now if now[k] != before[k]]
@@ -204,7 +205,7 @@ def finished_run(folder: Path, plan: Plan) -> Run | None:
     if not (folder / MANIFEST).is_file():
         return None
     # With an unchanged recipe a run of fewer steps is finished too: its patience ended it.
-    if read_recipe(folder) != plan.recipe:
+    if read_recipe(folder).model_copy(update={"base": plan.recipe.base}) != plan.recipe:
         latest = latest_checkpoint(folder)
         if latest is None:
             raise RunError(
