@@ -270,7 +270,7 @@ def test_the_size_of_the_vocabulary_may_be_transformers_default(copy: Path) -> N
     config = json.loads((copy / "config.json").read_text("utf-8"))
     del config["vocab_size"]
     (copy / "config.json").write_text(json.dumps(config))
-    load_template(find_base(str(copy)))
+    assert load_template(find_base(str(copy))).end_ids == {0}
 
 
 def test_the_tokenizer_of_a_run_is_compared_too(tiny_base: Path, copy: Path) -> None:

@@ -24,7 +24,7 @@ _LEAK_TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class Packing:
-    """How a model is given a pack.
+    """The way in which a model is given a pack.
 
     `takes_lengths` says whether its wing has given it the argument `pack_lengths`. `problem` says
     why it does not compute each conversation of a pack as if it were alone, or is None if it does;
