@@ -56,8 +56,14 @@ def test_a_damaged_base_is_named(
         load_engine(base)
 
 
+def without_int8(run: Run, folder: Path) -> Path:
+    """Copy a run's folder, without the int8 weights that another test may have left there."""
+    ignored = shutil.ignore_patterns("int8*")
+    return Path(shutil.copytree(run.folder, folder, ignore=ignored))
+
+
 def test_a_run_in_int8_is_saved_once_and_read_again(tiny_run: Run, tmp_path: Path) -> None:
-    run = shutil.copytree(tiny_run.folder, tmp_path / "run")
+    run = without_int8(tiny_run, tmp_path / "run")
     first = load_engine(run, quantize="int8")
     saved = run / "int8.safetensors"
     stamp = saved.stat().st_mtime_ns
@@ -81,7 +87,7 @@ def test_a_run_in_int8_that_cannot_be_saved_is_talked_to(
     def full(*_: Any, **__: Any) -> None:
         raise SafetensorError("No space left on device")
 
-    run = shutil.copytree(tiny_run.folder, tmp_path / "run")
+    run = without_int8(tiny_run, tmp_path / "run")
     monkeypatch.setattr("chattune.weights.save_file", full)
     chat = load_engine(run, quantize="int8")
     assert len(list(chat.engine.generate([[5]], Decoding(max_new_tokens=3)))) == 3
