@@ -1,7 +1,7 @@
 """Open the chat page: `python running.py [RUN_OR_MODEL]`.
 
-Without an argument it serves the newest finished run in runs/. If there is none, it offers to tune
-the embedded starter.
+Without an argument it serves the newest finished run in runs/. If there is none, it offers to make
+one with `chattune quickstart`.
 """
 
 import sys
@@ -18,10 +18,10 @@ def newest_run(folder: Path = Path("runs")) -> Path | None:
     return newest.parent if newest else None
 
 
-def wants_starter() -> bool:
-    """Ask whether to tune the starter; without a terminal the answer is no."""
+def wants_quickstart() -> bool:
+    """Ask whether to tune a chatbot now; without a terminal the answer is no."""
     print("There is no run in runs/ yet.", file=sys.stderr)
-    question = "Tune the embedded starter now? It takes a few minutes and no network. [Y/n] "
+    question = "Tune SmolLM2 (without it, the embedded base) now? It takes minutes. [Y/n] "
     try:
         return sys.stdin.isatty() and input(question).strip().lower() in ("", "y", "yes")
     except EOFError:
@@ -33,7 +33,7 @@ if __name__ == "__main__":
         run = newest_run()
         if run is not None:
             sys.argv += ["serve", str(run)]
-        elif wants_starter():
+        elif wants_quickstart():
             sys.argv += ["quickstart"]
         else:
             sys.exit("Make one with: chattune quickstart (or: chattune tune RECIPE)")

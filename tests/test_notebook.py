@@ -17,7 +17,10 @@ def test_the_notebook_runs_top_to_bottom(tiny_base: Path, talk_file: Path, tmp_p
     """Its first cell is changed to a tiny base and data set, as its text invites the reader to."""
     notebook = nbformat.read(ROOT / "running.ipynb", as_version=4)
     first = next(cell for cell in notebook.cells if cell.cell_type == "code")
-    changes = {"base": str(tiny_base), "data.source": str(talk_file), "data.max_length": 64}
+    changes = {
+        "base": str(tiny_base), "template": "auto", "data.source": str(talk_file),
+        "data.max_length": 64, "data.rows": None,
+    }  # fmt: skip
     first.source += f"\nCHANGES = {changes | {'training.steps': 2}!r}"
     NotebookClient(notebook, timeout=180, resources={"metadata": {"path": tmp_path}}).execute()
     shown = str([cell.get("outputs") for cell in notebook.cells])
@@ -34,7 +37,7 @@ def running(folder: Path) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def test_without_a_run_running_offers_the_starter(tmp_path: Path) -> None:
+def test_without_a_run_running_offers_quickstart(tmp_path: Path) -> None:
     completed = running(tmp_path)
     assert completed.returncode != 0
     assert "no run in runs/ yet" in completed.stderr

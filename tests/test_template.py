@@ -341,6 +341,31 @@ def test_the_template_of_a_base_is_kept() -> None:
     assert Template(tokenizer).tokenizer.chat_template == CHATML
 
 
+WITH_DEFAULT = CHATML.replace(
+    "{% for", "{{- '' if messages[0].role == 'system' else 'You are a default.' -}}{% for", 1
+)
+
+
+def test_chatml_can_replace_the_template_of_a_base(tmp_path: Path) -> None:
+    """It writes no system message where a conversation has none, and the rest alike."""
+    with_tokens(WITH_DEFAULT).save_pretrained(tmp_path)
+    own, chatml = Template.load(tmp_path), Template.load(tmp_path, "chatml")
+    assert own.render(TALK) == chatml.render(TALK)
+    without_system = Conversation(TALK.messages[1:])
+    assert own.decode(own.render(without_system).ids).startswith("You are a default.")
+    assert chatml.decode(chatml.render(without_system).ids).startswith("user\nHi.")
+
+
+def test_chatml_needs_its_tokens() -> None:
+    with pytest.raises(BaseError, match=r"template chatml: .* has no token <\|im_start\|>"):
+        Template.load(starter_folder(), "chatml")
+
+
+def test_chattunes_template_can_replace_that_of_a_base(tmp_path: Path) -> None:
+    with_tokens(CHATML).save_pretrained(tmp_path)
+    assert Template.load(tmp_path, "chattune").tokenizer.chat_template == CHAT_TEMPLATE
+
+
 def test_chatml_replies_and_their_ends_are_supervised() -> None:
     template = Template(with_tokens(CHATML))
     talk = Conversation.of(*((m.role, m.content) for m in TALK.messages), ("assistant", "Bye!"))

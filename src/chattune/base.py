@@ -1,7 +1,7 @@
-"""The base model on disk: embedded, in a folder or downloaded from the Hub, and checked.
+"""The base model on disk: embedded, installed, in a folder, a GGUF file or on the Hub; and checked.
 
-Only safetensors are read, because a pickle can run code while it is loaded. Code that comes with a
-model is never run.
+Only safetensors and GGUF files are read, because a pickle can run code while it is loaded. Code
+that comes with a model is never run.
 """
 
 import hashlib
@@ -12,15 +12,16 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chattune import hub
+from chattune import gguf_file, hub, smollm2
 from chattune.errors import BaseError, HubError, HubNotFound, HubUnreachable, first_line
 from chattune.run import ADAPTER_CONFIG, is_lfs_pointer, is_run
-from chattune.template import Template
+from chattune.template import Template, TemplateKind
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-STARTER = "starter"
+STARTER, SMOLLM2 = "starter", smollm2.NAME
+NAMED = (STARTER, SMOLLM2)  # bases that are neither a path nor a Hub id
 DEFAULT_POSITIONS = 2048  # for a model whose config does not say how many tokens it can see
 _RUNS = "runs/"  # tuning writes here by default, so no such name is taken for a Hub id
 _TOKENIZER_FILES = [
@@ -34,12 +35,14 @@ _WEIGHT_FILES = ["*.safetensors", "model.safetensors.index.json"]
 class Base:
     """A base model on this machine's disk.
 
-    `name` is the one that the user gave; `config` is the content of config.json.
+    `name` is the one that the user gave, or the Hub id if smollm2 was found there; `config` is the
+    content of config.json. `origin` says where the weights come from.
     """
 
     name: str
     folder: Path
     config: dict[str, Any]
+    origin: str = "folder"
 
     @property
     def portable_name(self) -> str:
@@ -77,14 +80,14 @@ def starter_folder() -> Path:
 
 
 def find_base(name: str, *, weights: bool = True) -> Base:
-    """Find a base by name: `starter`, a local folder, or a Hub id, which is downloaded.
+    """Find a base by name: `starter`, `smollm2`, a folder, a GGUF file or a Hub id.
 
-    With `weights=False` only configuration and tokenizer are downloaded and required. Raises
-    BaseError if the base is missing or damaged, is a run, has only pickled weights, or needs its
-    own code.
+    What is on the Hub is downloaded, and a GGUF file is turned into a folder in the cache. With
+    `weights=False` only configuration and tokenizer are downloaded and required. Raises BaseError
+    if the base is missing or damaged, is a run, has only pickled weights, or needs its own code.
     """
     patterns = _TOKENIZER_FILES + (_WEIGHT_FILES if weights else [])
-    folder = _folder_of(name, patterns)
+    folder, origin = _folder_of(name, patterns)
     _refuse_lfs_pointers(name, folder, patterns)
     try:
         config = json.loads((folder / "config.json").read_text("utf-8"))
@@ -102,13 +105,16 @@ def find_base(name: str, *, weights: bool = True) -> Base:
     _refuse_remote_code(name, config)
     if weights:
         _refuse_pickles(name, folder)
-    return Base(name, folder, config)
+    if name == SMOLLM2 and origin.startswith("Hub"):
+        name = smollm2.HUB_ID
+    return Base(name, folder, config, origin)
 
 
 def is_on_hub(name: str) -> bool:
-    """Return whether `name` is a Hub id, rather than the embedded base or a local path."""
-    is_local = name == STARTER or name.startswith(_RUNS) or Path(name).exists()
-    return not is_local and hub.is_hub_id(name, "model")
+    """Return whether `name` is a Hub id, rather than `starter`, `smollm2` or a local path."""
+    is_local = name in NAMED or name.startswith(_RUNS) or Path(name).exists()
+    is_file = name.lower().endswith(gguf_file.SUFFIX)
+    return not is_local and not is_file and hub.is_hub_id(name, "model")
 
 
 def model_config(base: Base) -> "PretrainedConfig":
@@ -132,14 +138,14 @@ def unusable_config(base: Base, error: Exception) -> BaseError:
     )
 
 
-def load_template(base: Base, folder: Path | None = None) -> Template:
+def load_template(base: Base, folder: Path | None = None, kind: TemplateKind = "auto") -> Template:
     """Load a base's tokenizer and chat template, or those that a run of this base has in `folder`.
 
-    Raises BaseError if they cannot be used, or if the tokenizer has an id for which the model has
-    no row of embeddings.
+    `kind` chooses another template than the base's own: see `Template.load`. Raises BaseError if
+    they cannot be used, or if the tokenizer has an id for which the model has no row of embeddings.
     """
     folder = folder or base.folder
-    template = Template.load(folder)
+    template = Template.load(folder, kind)
     tokenizer = template.tokenizer
     # Many models have a padding token without a row; chattune never pads.
     unused = {tokenizer.pad_token_id} - {tokenizer.eos_token_id}
@@ -156,20 +162,33 @@ def load_template(base: Base, folder: Path | None = None) -> Template:
     return template
 
 
-def _folder_of(name: str, patterns: list[str]) -> Path:
+def _folder_of(name: str, patterns: list[str]) -> tuple[Path, str]:
+    """Return a base's folder, and the origin of what is in it."""
+    path, is_gguf = Path(name), name.lower().endswith(gguf_file.SUFFIX)
     if name == STARTER:
-        return starter_folder()
-    if Path(name).is_dir():
-        return Path(name).resolve()
-    if Path(name).exists():
-        raise BaseError(f"base {name}: is a file; give the folder that holds config.json")
+        return starter_folder(), "embedded in chattune"
+    if name == SMOLLM2:
+        return smollm2.find(patterns)
+    if path.is_dir():
+        return path.resolve(), "folder"
+    if path.exists() and is_gguf:
+        folder = gguf_file.as_folder(path, name)
+        return folder, f"GGUF file, SHA-256 {folder.name.rpartition('-')[2]}"
+    if path.exists():
+        raise BaseError(
+            f"base {name}: is a file; give the folder that holds config.json, or a GGUF file, "
+            f"whose name ends in {gguf_file.SUFFIX}"
+        )
+    if is_gguf:
+        raise BaseError(f"base {name}: no such file; check the path")
     if name.startswith(_RUNS):
         raise BaseError(f"base {name}: no such folder; check the path")
     if not is_on_hub(name):
         raise BaseError(
             f"base {name}: no such folder, and not a Hub id such as org/model; check the name"
         )
-    return _download(name, patterns)
+    snapshot = _download(name, patterns)
+    return snapshot, f"Hub, commit {snapshot.name}"
 
 
 def _download(name: str, patterns: list[str]) -> Path:

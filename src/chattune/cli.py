@@ -249,23 +249,41 @@ def serve(
 def export(
     run: Annotated[Path, typer.Argument(help="Run folder.", callback=_expand)],
     merged: Annotated[
-        Path, typer.Option(help="Folder for the stand-alone model.", callback=_expand)
-    ],
+        Path | None,
+        typer.Option(help="Folder for a model that transformers loads.", callback=_expand),
+    ] = None,
+    gguf: Annotated[
+        Path | None,
+        typer.Option(
+            help="File for llama.cpp, Ollama and LM Studio; for models of Llama's family.",
+            callback=_expand,
+        ),
+    ] = None,
+    quantize: Annotated[
+        str | None,
+        typer.Option(
+            metavar="q8_0|f16",
+            help="Quantization of the GGUF file; q8_0 (the default) is half as large as f16.",
+        ),
+    ] = None,
     base: RunBase = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Write a run as a stand-alone model that transformers loads without chattune."""
-    from chattune.folders import check_output_folder
-    from chattune.models import base_of
+    """Write a run as a model that needs no chattune: a folder, a GGUF file, or both."""
     from chattune.models.export import export as export_run
-    from chattune.run import Run
+    from chattune.models.export import plan_export
 
     if dry_run:
-        check_output_folder(merged, "--merged")
-        place = base_of(Run.open(run), base).name
-        _note(f"would merge {run} into its base ({place}) and write {merged}")
+        plan = plan_export(run, merged, gguf=gguf, quantize=quantize, base=base)
+        for path, size in plan.sizes().items():
+            form = plan.quantization if path == plan.gguf else "fp32"
+            _note(
+                f"would merge {run} into its base ({plan.base.name}) and write {path} ({form}, "
+                f"about {size / 1e6:,.1f} MB)"
+            )
         return
-    _note(f"stand-alone model: {export_run(run, merged, base=base)}")
+    for path in export_run(run, merged, gguf=gguf, quantize=quantize, base=base):
+        _note(f"stand-alone model: {path}")
 
 
 @command()
@@ -292,23 +310,24 @@ def quickstart(
     no_ui: Annotated[
         bool, typer.Option("--no-ui", help="Stop after the sample replies; open no chat page.")
     ] = False,
-    output: Annotated[Path, typer.Option(help="Run folder.", callback=_expand)] = Path(
-        "runs/starter"
-    ),
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Run folder; by default runs/smollm2 or runs/starter.", callback=_expand),
+    ] = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Tune the embedded base in a few minutes, without a network, and open its chat page."""
-    os.environ["HF_HUB_OFFLINE"] = "1"  # the Hub's client reads it when it is imported below
+    """Tune SmolLM2 in a few minutes, or without it the embedded base, and open a chat page."""
+    from chattune.base import load_template
     from chattune.chat import Chatbot
-    from chattune.device import find_device
     from chattune.generate import Decoding
-    from chattune.models import load
+    from chattune.models import base_of
     from chattune.run import MANIFEST, Run
     from chattune.starter import QUESTIONS
     from chattune.tuning import plan
     from chattune.tuning.samples import sample_replies
 
-    recipe = _recipe("starter")
+    name = _base_of_quickstart()
+    recipe, output = _recipe(name), output or Path("runs") / name
     if dry_run:
         _print_plan(plan(recipe))
         return
@@ -316,20 +335,35 @@ def quickstart(
         run = Run.open(output)
         _note(f"{output} is already tuned")
     else:
-        _note("tuning the embedded base on the embedded conversations")
+        _note(f"tuning {name} on the embedded conversations")
         run = _tune(recipe, output, resume=(output / "recipe.yaml").is_file())
-    loaded = load(run.folder, find_device())
-    questions = [[q] for q in QUESTIONS]
+    base = base_of(run)
+    template = load_template(base, run.folder)
     decoding = Decoding.of(run.folder).but(max_new_tokens=64)
-    _print_samples(
-        sample_replies(loaded.model, loaded.template, questions, decoding, loaded.positions)
-    )
+    questions = [[question] for question in QUESTIONS]
+    _print_samples(sample_replies(base, run.folder, template, questions, decoding))
     if no_ui:
         _note(_how_to_chat(output))
         return
     from chattune.serve import serve_page
 
-    serve_page(Chatbot.load(run.folder), title="chattune starter")
+    serve_page(Chatbot.load(run.folder), title=f"chattune {run.folder.name}")
+
+
+def _base_of_quickstart() -> str:
+    """Return the name of SmolLM2, or of the embedded base if SmolLM2 cannot be had.
+
+    Each has a recipe of its name.
+    """
+    from chattune.base import SMOLLM2, STARTER, find_base
+    from chattune.errors import BaseError
+
+    try:
+        find_base(SMOLLM2)
+    except BaseError as error:
+        _note(f"{error}\nUntil then the embedded base is taken, which knows far less.")
+        return STARTER
+    return SMOLLM2
 
 
 def main() -> None:

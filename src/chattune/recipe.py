@@ -21,6 +21,7 @@ from pydantic import (
 
 from chattune.conversation import Role
 from chattune.errors import RecipeError, UserError
+from chattune.template import TemplateKind
 
 _CONVERSATION_SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet", ".gz")
 _LARGEST_FILE = 1 << 20  # bytes; a recipe has far fewer
@@ -30,6 +31,7 @@ _OTHER_NAMES = {
     other: field
     for field, others in {
         "base": "model model_name model_name_or_path base_model base_model_name_or_path",
+        "template": "chat_template prompt_template conversation_template",
         "data.source": "dataset datasets dataset_name dataset_path data_path data_files train_file",
         "data.max_length": "max_seq_length max_seq_len sequence_len model_max_length cutoff_len",
         "data.rows": "max_samples max_train_samples num_samples",
@@ -207,6 +209,11 @@ class Recipe(Section):
 
     base: HubIdOrPath = Field(
         description="Hub id or folder of the pre-trained model, or `starter`."
+    )
+    template: TemplateKind = Field(
+        "auto",
+        description="Chat template: `auto` is the base's own, or chattune's if it has none; "
+        "`chattune` and `chatml` replace it.",
     )
     data: DataRecipe
     lora: LoraRecipe = LoraRecipe()

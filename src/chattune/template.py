@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from chattune.conversation import Conversation, Message, Role
 from chattune.errors import BaseError, first_line
@@ -43,6 +43,23 @@ CHAT_TEMPLATE = """\
 {{- heads['assistant'] -}}
 {%- endif -%}
 """
+# ChatML, as OpenAI described it in 2023, and without the system message that some models' templates
+# write where a conversation has none.
+CHATML_TEMPLATE = """\
+{%- for message in messages -%}
+{{- '<|im_start|>' + message['role'] + '\\n' -}}
+{%- if message['role'] == 'assistant' -%}
+{%- generation -%}{{- message['content'] | trim + '<|im_end|>' -}}{%- endgeneration -%}
+{%- else -%}
+{{- message['content'] | trim + '<|im_end|>' -}}
+{%- endif -%}
+{{- '\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}
+"""
+_CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
+
+TemplateKind = Literal["auto", "chattune", "chatml"]
 
 IGNORED_LABEL = -100  # the label that PyTorch's cross entropy leaves out
 
@@ -119,10 +136,12 @@ class Template:
         self._check_turns_are_independent()
 
     @classmethod
-    def load(cls, folder: Path) -> "Template":
-        """Load the tokenizer in `folder`, and give it chattune's chat template if it has none.
+    def load(cls, folder: Path, kind: TemplateKind = "auto") -> "Template":
+        """Load the tokenizer in `folder` with a chat template.
 
-        Raises BaseError if the tokenizer is missing, damaged or cannot be used.
+        `kind` "auto" is the tokenizer's own template, or chattune's if it has none; "chattune" and
+        "chatml" replace the tokenizer's own. Raises BaseError if the tokenizer is missing, damaged
+        or cannot be used.
         """
         from transformers import AutoTokenizer
 
@@ -133,6 +152,15 @@ class Template:
                 f"{folder}: its tokenizer cannot be loaded ({first_line(error)}); "
                 "save or download it again"
             ) from error
+        if kind == "chattune":
+            tokenizer.chat_template = CHAT_TEMPLATE
+        elif kind == "chatml":
+            if absent := [t for t in _CHATML_TOKENS if t not in tokenizer.added_tokens_encoder]:
+                raise BaseError(
+                    f"template chatml: the tokenizer in {folder} has no token {absent[0]}; use "
+                    "template: auto, or chattune"
+                )
+            tokenizer.chat_template = CHATML_TEMPLATE
         return cls(tokenizer)
 
     def render(self, conversation: Conversation) -> Rendered:

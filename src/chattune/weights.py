@@ -121,6 +121,18 @@ def rounded(
             yield f"{name}.scale", scale
 
 
+def without_mean(head: torch.Tensor) -> Iterator[Named]:
+    """Yield an output layer (vocabulary, hidden) without its mean row, and that row.
+
+    The mean row adds the same number to all of a token's logits. It changes no probability, but it
+    is most of a logit's absolute value, by which the errors of rounding grow. So it is computed
+    apart, in fp32, and added back, since a repetition penalty depends on a logit's own value.
+    """
+    mean = head.mean(dim=0)
+    yield "head", head - mean
+    yield "head.mean", mean
+
+
 def to_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Round an fp32 matrix (out, in) to int8 with an fp32 scale per row: weight = int8 * scale.
 

@@ -12,16 +12,15 @@ from typing import Any
 import pytest
 from transformers import MambaConfig, MambaForCausalLM
 
+from chattune.base import find_base, load_template
 from chattune.chat import Chatbot
 from chattune.conversation import Message
 from chattune.device import find_device
 from chattune.errors import BaseError, OutputError, RecipeError, RunError
 from chattune.generate import Decoding
 from chattune.models import load
-from chattune.models.lora import add_lora
-from chattune.recipe import LoraRecipe
 from chattune.run import Run
-from chattune.tuning import plan, tune
+from chattune.tuning import plan, samples, tune
 from chattune.tuning.samples import sample_replies
 from conftest import TALK, Outcome
 from tuned import adapter, in_fp32, metrics, recipe, write_talks
@@ -79,8 +78,6 @@ def test_validation_loss_is_the_mean_over_supervised_tokens(run: Run) -> None:
     import torch
 
     from chattune.data import prepare
-    from chattune.device import find_device
-    from chattune.models import load
 
     model = load(run.folder, find_device()).model
     nats = tokens = 0.0
@@ -323,14 +320,18 @@ def test_attention_dropout_is_left_to_transformers(
     assert losses[0] != losses[1]
 
 
-def test_samples_end_where_the_positions_do(tiny_base: Path) -> None:
-    loaded = load(tiny_base, find_device())
+@pytest.mark.parametrize("engine", ["fast", "reference"])
+def test_samples_end_where_the_positions_do(
+    engine: str, tiny_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if engine == "reference":
+        monkeypatch.setattr(samples, "fast_engine_problem", lambda *_: "it is not wanted")
+    base = find_base(tiny_run.recipe.base)
+    template = load_template(base, tiny_run.folder)
     question = [Message("user", "word " * 50)]
-    prompt = loaded.template.prompt(question)
     endless = Decoding(max_new_tokens=96, temperature=0)
-    adapted = add_lora(loaded.model, LoraRecipe(), 0)
-    (row,) = sample_replies(adapted, loaded.template, [question], endless, loaded.positions)
-    assert row["tuned"]["tokens"] == loaded.positions - len(prompt) < 96
+    (row,) = sample_replies(base, tiny_run.folder, template, [question], endless)
+    assert row["tuned"]["tokens"] == 128 - len(template.prompt(question)) < 96
 
 
 def test_a_base_without_attention_can_be_planned(

@@ -46,7 +46,7 @@ def prepare(
             f"data.max_length: {recipe.data.max_length} is above the {base.positions} positions "
             f"of {base.name}; use at most that"
         )
-    template = load_template(base)
+    template = load_template(base, kind=recipe.template)
     if output is not None:
         check_output_folder(output, "output")
     if store.is_prepared(recipe.data.source):

@@ -1,7 +1,7 @@
 """Generation: engines turn prompts into tokens, and the rest of chattune works with any of them.
 
-There are three engines: the fast one (GPT-Neo on a CPU), the reference (any transformers model) and
-the scripted one, which replays given tokens and needs no torch.
+There are three engines: the fast one (model families with a wing, on a CPU), the reference (any
+transformers model) and the scripted one, which replays given tokens and needs no torch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,11 +18,11 @@ class Engine(Protocol):
     at_once: int
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], decoding: Decoding
+        self, prompts: Sequence[Sequence[int]], decoding: Decoding | Sequence[Decoding]
     ) -> Iterator[tuple[int, int]]:
         """Yield (index of prompt, token id) for each new token, end tokens included.
 
-        A reply ends with an end token, after `max_new_tokens` or at the model's last position.
-        Closing the iterator stops the generation.
+        `decoding` is one for all prompts, or one for each. A reply ends with an end token, after
+        `max_new_tokens` or at the model's last position. Closing the iterator stops the generation.
         """
         ...

@@ -55,7 +55,7 @@ def load_engine(
     _refuse_unknown("quantize", quantize, get_args(Quantize))
     base_model, run = find(run_or_model, base=base)
     device = find_device()
-    problem = _fast_engine_problem(base_model, device)
+    problem = fast_engine_problem(base_model, device)
     if engine == "fast" and problem:
         raise ChatError(f"engine fast: {problem}; use reference, or auto")
     if quantize == "int8" and (why := _int8_problem(device)):
@@ -69,20 +69,41 @@ def load_engine(
     else:
         unrounded: Precision = "bf16" if device.bf16 else "fp32"
         precision = unrounded if quantize == "none" else "int8"
-        chosen = _fast(base_model, run, device, precision, template)
+        run_folder = run.folder if run else None
+        chosen = fast_engine(base_model, run_folder, device, template, precision)
         kind = f"fast, {precision}"
     return LoadedEngine(chosen, template, positions(base_model), kind, decoding)
 
 
-def _fast(
-    base: Base, run: Run | None, device: Device, precision: Precision, template: Template
+def fast_engine_problem(base: Base, device: Device) -> str | None:
+    """Return why the fast engine cannot answer with a base on this machine, or None if it can."""
+    model_type = base.config["model_type"]
+    wing = find_wing(model_type)
+    if wing is None:
+        return f"it is for {', '.join(WINGS)}, and {base.name} is {model_type}"
+    if why := wing.decoding_problem(base):
+        return f"it cannot compute {base.name}: {why}"
+    if device.kind != "cpu":
+        return f"it runs on a CPU, and this machine has a {device.kind} device"
+    return _numba_missing()
+
+
+def fast_engine(
+    base: Base,
+    run_folder: Path | None,
+    device: Device,
+    template: Template,
+    precision: Precision = "int8",
 ) -> Engine:
+    """Load a base for the fast engine, with the adapter in `run_folder` merged if one is given.
+
+    The caller has made sure that there is no `fast_engine_problem`.
+    """
     from chattune.generate.fast import FastEngine
 
     wing = find_wing(base.config["model_type"])
-    assert wing is not None  # else there is a problem with the fast engine
-    folder = run.folder if run else None
-    decoder = wing.load_decoder(base, folder, precision, slots=_SLOTS, bf16=device.bf16)
+    assert wing is not None  # else there is a problem
+    decoder = wing.load_decoder(base, run_folder, precision, slots=_SLOTS, bf16=device.bf16)
     return FastEngine(decoder, template.end_ids)
 
 
@@ -97,19 +118,6 @@ def _reference(
 
         model = to_int8_linear(model, bf16=device.bf16)
     return ReferenceEngine(model, template.end_ids)
-
-
-def _fast_engine_problem(base: Base, device: Device) -> str | None:
-    """Return why the fast engine cannot answer with a base on this machine, or None if it can."""
-    model_type = base.config["model_type"]
-    wing = find_wing(model_type)
-    if wing is None:
-        return f"it is for {', '.join(WINGS)}, and {base.name} is {model_type}"
-    if why := wing.decoding_problem(base.config):
-        return f"it cannot compute {base.name}: {why}"
-    if device.kind != "cpu":
-        return f"it runs on a CPU, and this machine has a {device.kind} device"
-    return _numba_missing()
 
 
 def _int8_problem(device: Device) -> str | None:

@@ -41,7 +41,7 @@ class ReferenceEngine:
         self._positions = getattr(config, "max_position_embeddings", None) or DEFAULT_POSITIONS
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], decoding: Decoding
+        self, prompts: Sequence[Sequence[int]], decoding: Decoding | Sequence[Decoding]
     ) -> Iterator[tuple[int, int]]:
         """Yield (index of prompt, token id); see Engine.
 
@@ -53,8 +53,9 @@ class ReferenceEngine:
                 raise ChatError(
                     f"a prompt of {len(prompt)} tokens; the model takes 1 to {self._positions}"
                 )
-        for index, prompt in enumerate(prompts):
-            for token in self._generate_one(prompt, decoding):
+        decodings = [decoding] * len(prompts) if isinstance(decoding, Decoding) else decoding
+        for index, (prompt, settings) in enumerate(zip(prompts, decodings, strict=True)):
+            for token in self._generate_one(prompt, settings):
                 yield index, token
 
     def _generate_one(self, prompt: Sequence[int], decoding: Decoding) -> Iterator[int]:

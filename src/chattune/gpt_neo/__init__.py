@@ -1,7 +1,7 @@
 """The GPT-Neo wing: fast packs for training, and a decoder for CPUs. See `families.Wing`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from chattune.base import Base
 from chattune.gpt_neo.training import speed_up_training
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 __all__ = ["decoding_problem", "load_decoder", "speed_up_training"]
 
 
-def decoding_problem(config: dict[str, Any]) -> str | None:
-    """Return why the decoder cannot compute a model with this config, or None if it can."""
-    activation = config.get("activation_function", "gelu_new")
+def decoding_problem(base: Base) -> str | None:
+    """Return why the decoder cannot compute a base, or None if it can."""
+    activation = base.config.get("activation_function", "gelu_new")
     if activation != "gelu_new":
         return f"its activation is {activation}, and GPT-Neo's is gelu_new"
     return None

@@ -14,16 +14,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn.functional import embedding, layer_norm, scaled_dot_product_attention
+from torch.nn.functional import embedding, layer_norm
 
 from chattune.gpt_neo.block import transformer_block
 from chattune.gpt_neo.weights import GptNeoWeights
+from chattune.kernels.cache import attend_prompt, zeros_on_demand
 from chattune.kernels.jit import as_array, run_kernel
-from chattune.kernels.products import Linear, add_dot_products, fused_linear, padded
-from chattune.weights import Tensors
+from chattune.kernels.products import Linear, OutputLayer, padded
 
 _CHUNK = 512  # tokens of a prompt that are computed at once
-_QUERIES_AT_ONCE = 64  # tokens of a chunk whose attention is computed at once
 # Tokens before the window that a local layer keeps, so that a prompt which differs from the cached
 # one in its last few tokens, as the next turn of a chat may, can still use the cache.
 _EXTRA = 64
@@ -60,7 +59,7 @@ class GptNeoDecoder:
         self.positions = weights.positions
         self._bf16 = bf16
         self._wte, self._wpe = tensors["wte"], tensors["wpe"]
-        self._head, self._head_mean = self._linear(tensors, "head"), tensors["head.mean"]
+        self._head = OutputLayer.of(tensors)
         self._ln_f = tensors["ln_f"], tensors["ln_f.bias"]
         self._heads, self._width = weights.heads, self._wte.shape[1]
         self._window, self._epsilon = weights.window, weights.epsilon
@@ -75,22 +74,18 @@ class GptNeoDecoder:
         capacity = min(self._kept + _CHUNK, self.positions) if is_local else self.positions
         shape = self.slots, self._heads, capacity, self._width // self._heads
         rounded = self._wte.dtype != torch.float32
-        keys, values = _zeros(shape, bf16=rounded), _zeros(shape, bf16=rounded)
+        keys, values = zeros_on_demand(shape, bf16=rounded), zeros_on_demand(shape, bf16=rounded)
 
         def norm(name: str) -> tuple[torch.Tensor, torch.Tensor]:
             return tensors[f"{i}.{name}"], tensors[f"{i}.{name}.bias"]
 
         ln_1, ln_2 = norm("ln_1"), norm("ln_2")
-        qkv, out, fc, proj = (self._linear(tensors, f"{i}.{x}") for x in _LINEAR_LAYERS)
+        qkv, out, fc, proj = (
+            Linear.of(tensors, f"{i}.{name}", bf16=self._bf16) for name in _LINEAR_LAYERS
+        )
         in_order = [*ln_1, *qkv.tensors, *out.tensors, *ln_2, *fc.tensors, *proj.tensors]
         arrays = tuple(as_array(tensor) for tensor in (*in_order, keys, values))
         return _Layer(ln_1, qkv, out, ln_2, fc, proj, is_local, keys, values, arrays)
-
-    def _linear(self, tensors: Tensors, name: str) -> Linear:
-        weight = tensors[name]
-        scale = tensors.get(f"{name}.scale", torch.ones(len(weight)))
-        bias = tensors.get(f"{name}.bias", torch.zeros(len(weight)))
-        return Linear(weight, scale, bias, bf16=self._bf16)
 
     def rewind(self, slot: int, length: int) -> int:
         """Prepare a slot to continue after the first `length` tokens that it holds.
@@ -179,31 +174,15 @@ class GptNeoDecoder:
         return layer.qkv(x).view(len(h), 3, self._heads, -1).unbind(1)
 
     def _attend(self, layer: _Layer, slot: int, q: torch.Tensor, start: int) -> torch.Tensor:
-        """Return the attention of queries (tokens, heads, head size), the first at `start`.
-
-        A few queries are computed at once, so that keys which none of them can see, because they
-        come later or lie before the window, are left out. The result has the shape of q.
-        """
-        first = self._first_cached(layer, slot)
-        reach = self._window if layer.is_local else self.positions
-        lowest = max(first, start - reach + 1)  # the first position that any query sees
-        cached = slot, slice(None), slice(lowest - first, start + len(q) - first)
-        keys, values = layer.keys[cached].float(), layer.values[cached].float()
-        mixed = torch.empty_like(q)
-        for i in range(0, len(q), _QUERIES_AT_ONCE):
-            queries = q[i : i + _QUERIES_AT_ONCE]
-            block_start, stop = start + i, start + i + len(queries)
-            low = max(lowest, block_start - reach + 1)
-            distance = torch.arange(block_start, stop)[:, None] - torch.arange(low, stop)
-            attended = scaled_dot_product_attention(
-                queries.transpose(0, 1)[None],
-                keys[None, :, low - lowest : stop - lowest],
-                values[None, :, low - lowest : stop - lowest],
-                attn_mask=(distance >= 0) & (distance < reach),
-                scale=1.0,  # GPT-Neo does not divide scores by the square root of the head's size
-            )
-            mixed[i : i + _QUERIES_AT_ONCE] = attended[0].transpose(0, 1)
-        return mixed
+        """Return the attention of queries (tokens, heads, head size), the first at `start`."""
+        return attend_prompt(
+            q,
+            layer.keys[slot],
+            layer.values[slot],
+            start=start,
+            first=self._first_cached(layer, slot),
+            window=self._window if layer.is_local else None,
+        )
 
     def _after_attention(self, layer: _Layer, h: torch.Tensor, mixed: torch.Tensor) -> torch.Tensor:
         """Return the block's result, given attention's (tokens, heads, head size); changes h."""
@@ -213,19 +192,4 @@ class GptNeoDecoder:
 
     def _logits(self, h: torch.Tensor) -> torch.Tensor:
         """Return the logits (tokens, vocabulary) of hidden states (tokens, width)."""
-        x = layer_norm(h, (self._width,), *self._ln_f, self._epsilon)
-        logits = fused_linear(x, *self._head.tensors)
-        # The mean row of the output layer is kept apart: see gpt_neo/weights.py.
-        run_kernel(add_dot_products, *map(as_array, (x, self._head_mean, logits)))
-        return logits
-
-
-def _zeros(shape: tuple[int, ...], *, bf16: bool) -> torch.Tensor:
-    """Return zeros in bf16 or fp32 that take memory only where something is written.
-
-    NumPy asks the system for zeroed pages, which exist from the first write on. PyTorch writes the
-    zeros itself.
-    """
-    if bf16:
-        return torch.from_numpy(np.zeros(shape, np.uint16)).view(torch.bfloat16)
-    return torch.from_numpy(np.zeros(shape, np.float32))
+        return self._head(layer_norm(h, (self._width,), *self._ln_f, self._epsilon))

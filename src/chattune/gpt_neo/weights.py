@@ -8,7 +8,7 @@ import torch
 
 from chattune.base import Base
 from chattune.errors import BaseError
-from chattune.weights import Named, Precision, TensorReader, Tensors, read_weights
+from chattune.weights import Named, Precision, TensorReader, Tensors, read_weights, without_mean
 
 _CONFIG_KEYS = (
     "attention_types",
@@ -83,11 +83,4 @@ def _decoder_tensors(reader: TensorReader, layers: int, *, tied: bool) -> Iterat
             yield f"{i}.{norm}.bias", read(f"h.{i}.{norm}.bias")
     yield "ln_f", read("ln_f.weight")
     yield "ln_f.bias", read("ln_f.bias")
-    head = read("wte.weight" if tied else "lm_head.weight")
-    # The mean row adds the same number to all of a token's logits. It changes no probability, but
-    # it is most of a logit's absolute value, by which the errors of rounding grow. So it is
-    # computed apart, in fp32, and added back, since a repetition penalty depends on a logit's own
-    # value.
-    mean = head.mean(dim=0)
-    yield "head", head - mean
-    yield "head.mean", mean
+    yield from without_mean(read("wte.weight" if tied else "lm_head.weight"))

@@ -8,26 +8,33 @@ from chattune.kernels.jit import compiled
 
 
 @compiled(parallel=True)
-def attend(qkv, keys, values, slots, lows, places, out):
+def attend(projected, keys, values, slots, lows, places, out):
     """Store the key and value of one token per row, and write its attention to `out`.
 
-    `qkv` (rows, 3 * width) holds query, key and value side by side; row r belongs to cache slot
-    `slots[r]`. `keys` and `values` are (slots, heads, capacity, head size), fp32 or bf16. The new
-    token takes the place `places[r]` there, and sees the places from `lows[r]` to its own. `out` is
-    (rows, width). Scores are not scaled: a family that scales them scales its queries.
+    `projected` (rows, query width + 2 * key width) holds query, key and value side by side; row r
+    belongs to cache slot `slots[r]`. `keys` and `values` are (slots, key heads, capacity, head
+    size), fp32 or bf16. The query heads are shared out evenly among the key heads. The new token
+    takes the place `places[r]` there, and sees the places from `lows[r]` to its own. `out` is
+    (rows, query width). Scores are not scaled: a family that scales them scales its queries.
     """
-    # A task is one head of one row, so that threads have equal work and write to separate memory.
-    heads, head_size = keys.shape[1], keys.shape[3]
+    key_heads, head_size = keys.shape[1], keys.shape[3]
+    heads = out.shape[1] // head_size
+    for r in range(len(slots)):
+        for head in range(key_heads):
+            new_key, new_value = keys[slots[r], head, places[r]], values[slots[r], head, places[r]]
+            for k in range(head_size):
+                new_key[k] = narrow(projected[r, (heads + head) * head_size + k], new_key[k])
+                value = projected[r, (heads + key_heads + head) * head_size + k]
+                new_value[k] = narrow(value, new_value[k])
+    # A task is one query head of one row, so that threads have equal work and write to separate
+    # memory.
     for task in numba.prange(len(slots) * heads):
         r, head = task // heads, task % heads
         slot, low, place = slots[r], lows[r], places[r]
-        new_key, new_value = keys[slot, head, place], values[slot, head, place]
-        for k in range(head_size):
-            new_key[k] = narrow(qkv[r, (heads + head) * head_size + k], new_key[k])
-            new_value[k] = narrow(qkv[r, (2 * heads + head) * head_size + k], new_value[k])
-        query = qkv[r, head * head_size : (head + 1) * head_size]
-        seen_keys = keys[slot, head, low : place + 1]
-        seen_values = values[slot, head, low : place + 1]
+        key_head = head * key_heads // heads
+        query = projected[r, head * head_size : (head + 1) * head_size]
+        seen_keys = keys[slot, key_head, low : place + 1]
+        seen_values = values[slot, key_head, low : place + 1]
         weights = _exponential_scores(query, seen_keys)
         denominator = sum_of(weights)
         mixed = _weighted_sum(weights, seen_values)

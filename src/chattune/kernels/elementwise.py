@@ -194,3 +194,65 @@ def layer_norm(h, weight, bias, epsilon):
         for k in range(width):
             out[r, k] = (h[r, k] - mean) * inverse * weight[k] + bias[k]
     return out
+
+
+@compiled(fastmath=True)
+def _sum_of_squares(x):
+    result = np.float32(0)
+    for i in range(len(x)):
+        result += x[i] ** 2
+    return result
+
+
+@compiled()
+def rms_norm(h, weight, epsilon):
+    """Return each row of h (rows, width), fp32, over its root mean square, times the weight.
+
+    The method is that of Zhang and Sennrich 2019, "Root Mean Square Layer Normalization".
+    """
+    out = np.empty_like(h)
+    width = h.shape[1]
+    for r in range(len(h)):
+        mean_square = _sum_of_squares(h[r]) / np.float32(width)
+        inverse = np.float32(1) / np.float32(math.sqrt(mean_square + epsilon))
+        for k in range(width):
+            out[r, k] = h[r, k] * inverse * weight[k]
+    return out
+
+
+@compiled()
+def rotate(x, norm, epsilon, cos, sin, scale):
+    """Turn each head of x (tokens, heads, head size) in place by its token's rotary angles.
+
+    Number i of a head and number i + head size / 2 are a pair, which is turned by an angle that
+    `cos` and `sin` (tokens, head size / 2) give, and multiplied by `scale`. If `norm` (head size)
+    is not empty, each head is divided by its root mean square and multiplied by `norm` before.
+    """
+    half = x.shape[2] // 2
+    for r in range(x.shape[0]):
+        for head in range(x.shape[1]):
+            numbers = x[r, head]
+            if len(norm):
+                mean_square = _sum_of_squares(numbers) / np.float32(2 * half)
+                inverse = np.float32(1) / np.float32(math.sqrt(mean_square + epsilon))
+                for k in range(2 * half):
+                    numbers[k] = numbers[k] * inverse * norm[k]
+            for k in range(half):
+                a, b = numbers[k], numbers[k + half]
+                numbers[k] = (a * cos[r, k] - b * sin[r, k]) * scale
+                numbers[k + half] = (b * cos[r, k] + a * sin[r, k]) * scale
+
+
+@compiled()
+def swiglu(both):
+    """Return SiLU of the left half of each row of `both` (rows, 2 * inner) times its right half.
+
+    The gate of the feed-forward layer is that of Shazeer 2020, "GLU Variants Improve Transformer".
+    """
+    inner = both.shape[1] // 2
+    out = np.empty((len(both), inner), np.float32)
+    for r in range(len(both)):
+        gate, up = both[r, :inner], both[r, inner:]
+        for k in range(inner):
+            out[r, k] = gate[k] * up[k] / (np.float32(1) + exp(-gate[k]))
+    return out

@@ -50,6 +50,17 @@ class Linear:
     bias: torch.Tensor
     bf16: bool
 
+    @classmethod
+    def of(cls, tensors: dict[str, torch.Tensor], name: str, *, bf16: bool) -> "Linear":
+        """Return the layer whose weight has this name in `tensors`, with its scale and bias.
+
+        A weight that is not in int8 needs no `.scale` there, and a layer without a bias no `.bias`.
+        """
+        weight = tensors[name]
+        scale = tensors.get(f"{name}.scale", torch.ones(len(weight)))
+        bias = tensors.get(f"{name}.bias", torch.zeros(len(weight)))
+        return cls(weight, scale, bias, bf16)
+
     @property
     def tensors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Weight, scale and bias."""
@@ -67,6 +78,28 @@ class Linear:
         out = (out.mul_(self.scale) if is_int8 else out).add_(self.bias)
         out = TanhGelu()(out) if gelu else out
         return out if add_to is None else add_to.add_(out)
+
+
+@dataclass(frozen=True)
+class OutputLayer:
+    """The layer that makes logits, with the mean row of its weight apart: see `without_mean`.
+
+    `linear` has the weight less that row; `mean` is (in).
+    """
+
+    linear: Linear
+    mean: torch.Tensor
+
+    @classmethod
+    def of(cls, tensors: dict[str, torch.Tensor]) -> "OutputLayer":
+        """Return the layer that is called `head` in a decoder's tensors."""
+        return cls(Linear.of(tensors, "head", bf16=False), tensors["head.mean"])
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the logits, fp32 (rows, vocabulary), of x (rows, in)."""
+        logits = fused_linear(x, *self.linear.tensors)
+        run_kernel(_add_dot_products, *map(as_array, (x, self.mean, logits)))
+        return logits
 
 
 def fused_linear(
@@ -214,7 +247,7 @@ def fused_linear_loop(activations, weight, scale, bias, gelu, add, out):
 
 
 @compiled()
-def add_dot_products(x, vector, out):
+def _add_dot_products(x, vector, out):
     """Add to every number in row r of `out` (rows, m) the dot product of x[r] with `vector`."""
     for r in range(len(x)):
         product = dot(x[r], vector)

@@ -1,11 +1,14 @@
 """Sample replies of the base and of the tuned model, to the same questions with the same seeds."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chattune.base import Base
 from chattune.conversation import Message
-from chattune.generate import Decoding
-from chattune.generate.reference import ReferenceEngine
+from chattune.device import find_device
+from chattune.generate import Decoding, Engine
+from chattune.generate.load import fast_engine, fast_engine_problem
 from chattune.generate.reply import Reply, read_reply
 from chattune.template import Template
 
@@ -14,34 +17,49 @@ if TYPE_CHECKING:
 
 
 def sample_replies(
-    model: "PeftModel",
+    base: Base,
+    run_folder: Path,
     template: Template,
     questions: Sequence[Sequence[Message]],
     decoding: Decoding,
-    positions: int,
+    model: "PeftModel | None" = None,
 ) -> list[dict[str, Any]]:
     """Return for each question its prompt, the base's reply and the tuned model's.
 
-    A question may have a system message before it. `positions` is the number of tokens that the
-    model can see; a reply that reaches it is cut off there.
+    A question may have a system message before it. The adapter is the one saved in `run_folder`.
+    The fast engine answers all questions together. Where it cannot compute the base, transformers
+    does, with `model`, which is the base with its adapter and is loaded if it is not given.
     """
-    engine = ReferenceEngine(model, template.end_ids)
-    rows: list[dict[str, Any]] = []
-    for seed, messages in enumerate(questions):
-        prompt = template.prompt(messages)
-        budget = min(decoding.max_new_tokens, positions - len(prompt))
-        settings = decoding.but(seed=seed, max_new_tokens=budget)
+    prompts = [template.prompt(messages) for messages in questions]
+    settings = [decoding.but(seed=seed) for seed in range(len(prompts))]
+
+    def replies(engine: Engine) -> list[Reply]:
+        tokens: list[list[int]] = [[] for _ in prompts]
+        for index, token in engine.generate(prompts, settings):
+            tokens[index].append(token)
+        return [_reply(ids, template) for ids in tokens]
+
+    device = find_device()
+    if fast_engine_problem(base, device) is None:
+        before, after = (
+            replies(fast_engine(base, folder, device, template)) for folder in (None, run_folder)
+        )
+    else:
+        from chattune.generate.reference import ReferenceEngine
+        from chattune.models import load_adapted
+
+        model = model or load_adapted(run_folder, base, device)
+        engine = ReferenceEngine(model, template.end_ids)
         with model.disable_adapter():
-            base = _reply(engine, prompt, template, settings)
-        tuned = _reply(engine, prompt, template, settings)
-        rows.append({"prompt": messages[-1].content, "base": _row(base), "tuned": _row(tuned)})
-    return rows
+            before = replies(engine)
+        after = replies(engine)
+    return [
+        {"prompt": messages[-1].content, "base": _row(base_reply), "tuned": _row(tuned_reply)}
+        for messages, base_reply, tuned_reply in zip(questions, before, after, strict=True)
+    ]
 
 
-def _reply(
-    engine: ReferenceEngine, prompt: list[int], template: Template, decoding: Decoding
-) -> Reply:
-    tokens = (token for _, token in engine.generate([prompt], decoding))
+def _reply(tokens: list[int], template: Template) -> Reply:
     *_, reply = read_reply(tokens, template)
     assert isinstance(reply, Reply)  # it comes after the pieces of text
     return reply

@@ -15,7 +15,6 @@ from chattune import run as runs
 from chattune.conversation import Conversation, Message
 from chattune.errors import OutputError
 from chattune.folders import write_bytes, write_json
-from chattune.models import positions
 from chattune.models.card import model_card
 from chattune.run import Run
 from chattune.tuning.planning import Plan
@@ -108,9 +107,7 @@ def save_model(folder: Path, plan: Plan, model: "PeftModel") -> None:
     runs.save_into(folder, prepared.template.tokenizer.save_pretrained)
     runs.save_into(folder, _generation_config(plan).save_pretrained)
     questions = [_question(conversation) for conversation in prepared.examples[:_SAMPLES]]
-    samples = sample_replies(
-        model, prepared.template, questions, plan.decoding, positions(plan.base)
-    )
+    samples = sample_replies(plan.base, folder, prepared.template, questions, plan.decoding, model)
     write_json(folder / runs.SAMPLES, samples)
     write_json(folder / runs.DATA, prepared.report.to_json())
     write_bytes(folder / runs.LOSS_PLOT, loss_plot(folder))
