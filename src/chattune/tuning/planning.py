@@ -41,13 +41,17 @@ class Plan:
     def origin(self) -> dict[str, dict[str, Any]]:
         """The facts that a resumed run keeps, as run.json holds them from before step 1.
 
-        They are the fingerprints of base and data, the device with the dtype chosen for it, the
-        size of the packs, and the length of the warm-up.
+        They are the fingerprints of base and data and where the base comes from, the device with
+        the dtype chosen for it, the size of the packs, and the length of the warm-up.
         """
         report = self.prepared.report
         names = ("source", "format", "train", "validation", "tokens", "supervised_tokens")
         return {
-            "base": {"name": self.base.name, "fingerprint": self.base.fingerprint()},
+            "base": {
+                "name": self.base.name,
+                "origin": self.base.origin,
+                "fingerprint": self.base.fingerprint(),
+            },
             "data": {name: getattr(report, name) for name in (*names, "fingerprint")},
             "device": asdict(self.device),
             "training": {

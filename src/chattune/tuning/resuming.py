@@ -134,9 +134,11 @@ def refuse_other_origin(folder: Path, plan: Plan) -> None:
     before, now = _read_facts(folder), plan.origin
     for part, contents in (("base", "weights"), ("data", "conversations")):
         if before[part]["fingerprint"] != now[part]["fingerprint"]:
+            origin = before[part].get("origin")
             raise RunError(
                 f"--resume: {now[part].get('name') or now[part]['source']} no longer holds the "
-                f"{contents} that {folder} was started with; restore them, or start a new run"
+                f"{contents} that {folder} was started with{f' ({origin})' if origin else ''}; "
+                "restore them, or start a new run"
             )
     kinds = before["device"]["kind"], now["device"]["kind"]
     if kinds[0] != kinds[1] and latest_checkpoint(folder) is not None:
