@@ -477,6 +477,12 @@ def test_a_template_without_a_system_role_is_refused_for_system_messages(
         template.prompt(TALK.messages)
 
 
+def test_a_templates_error_cannot_control_the_terminal() -> None:
+    with pytest.raises(BaseError) as refused:
+        Template(with_tokens("{{ raise_exception('\x1b]0;title\x07no') }}"))
+    assert str(refused.value).isprintable()
+
+
 def test_several_templates_without_a_default_are_refused() -> None:
     with pytest.raises(BaseError):
         Template(with_tokens({"plain": CHATML, "tool_use": CHATML}))

@@ -79,6 +79,11 @@ class Interrupted(ChattuneError):
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, cut at 200 characters, or its class name."""
+    """Return the first line of an error's message, cut at 200 characters, or its class name.
+
+    Characters that cannot be printed, such as those that control a terminal, become question marks.
+    """
     text = str(error).strip()
-    return text.splitlines()[0][:200] if text else type(error).__name__
+    if not text:
+        return type(error).__name__
+    return "".join(c if c.isprintable() else "?" for c in text.splitlines()[0][:200])

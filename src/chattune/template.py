@@ -265,8 +265,8 @@ class Template:
         except (TemplateError, TypeError, ValueError) as error:
             roles = " / ".join(m["role"] for m in messages)
             raise BaseError(
-                f"{self.tokenizer.name_or_path}: its chat template refuses {roles} ({error}); "
-                f"{_REMEDY}"
+                f"{self.tokenizer.name_or_path}: its chat template refuses {roles} "
+                f"({first_line(error)}); {_REMEDY}"
             ) from error
 
     def _check_turns_are_independent(self) -> None:

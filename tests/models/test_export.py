@@ -56,7 +56,8 @@ print(json.dumps([inputs["input_ids"][0].tolist(), model(**inputs).logits[0, -1]
 
 
 def test_the_card_tells_base_data_and_numbers(run: Run, tmp_path: Path) -> None:
-    card = (export(run.folder, tmp_path / "merged") / "README.md").read_text()
+    [folder] = export(run.folder, tmp_path / "merged")
+    card = (folder / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: transformers")
     for part in ("| base |", "| conversations |", "validation loss", "## Limits", TALK[0][0]):
         assert part in card
