@@ -7,7 +7,7 @@ computed by transformers. To add a family, write its package and add it to `WING
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from chattune.base import Base
 
@@ -52,8 +52,8 @@ class Wing(Protocol):
     def speed_up_training(self, model: "PreTrainedModel") -> bool:
         """Change in place how a model computes packs; return whether it takes `pack_lengths`."""
 
-    def decoding_problem(self, config: dict[str, Any]) -> str | None:
-        """Return why the decoder cannot compute a model with this config, or None if it can."""
+    def decoding_problem(self, base: Base) -> str | None:
+        """Return why the decoder cannot compute a base, or None if it can."""
 
     def load_decoder(
         self, base: Base, run: Path | None, precision: "Precision", *, slots: int, bf16: bool
@@ -71,8 +71,17 @@ def _gpt_neo() -> Wing:
     return gpt_neo
 
 
+def _llama() -> Wing:
+    from chattune import llama
+
+    return llama
+
+
 # transformers' model_type -> a function that imports the wing when it is first needed.
-WINGS: dict[str, Callable[[], Wing]] = {"gpt_neo": _gpt_neo}
+WINGS: dict[str, Callable[[], Wing]] = {
+    "gpt_neo": _gpt_neo,
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "smollm3"), _llama),
+}
 
 
 def find_wing(model_type: str) -> Wing | None:

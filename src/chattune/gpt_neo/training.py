@@ -5,28 +5,16 @@ layers' window, so that its results are wrong beyond 256 tokens. Only how the mo
 changed here, so peft, save_pretrained and generate work as before.
 """
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from chattune.kernels.gelu import TanhGelu
 from chattune.kernels.packed_attention import packed_attention
+from chattune.kernels.packs import Pack, keep_pack_lengths
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-@dataclass
-class _Pack:
-    """The lengths of the conversations in the pack that the model was called with last.
-
-    They are None after a call without a pack. They stay for the backward pass, which may compute
-    the attention again.
-    """
-
-    lengths: list[int] | None = None
 
 
 def speed_up_training(model: "PreTrainedModel") -> bool:
@@ -43,8 +31,7 @@ def speed_up_training(model: "PreTrainedModel") -> bool:
 
     if model.config.attention_dropout:
         return False
-    pack = _Pack()
-    model.base_model.register_forward_pre_hook(_pack_reader(pack), with_kwargs=True)
+    pack = keep_pack_lengths(model.base_model)
     for module in model.modules():
         if isinstance(module, GPTNeoSelfAttention):
             module.forward = _fast_attention(module, pack)
@@ -53,23 +40,7 @@ def speed_up_training(model: "PreTrainedModel") -> bool:
     return True
 
 
-def _pack_reader(pack: _Pack) -> Any:
-    """Return a hook that takes `pack_lengths` from the inner model's arguments and keeps it.
-
-    A hook is needed because transformers does not hand unknown arguments on to attention modules.
-    """
-
-    def read(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        pack.lengths = kwargs.pop("pack_lengths", None)
-        if pack.lengths is not None:
-            # With a 4D mask, of whatever size, transformers builds none of tokens x tokens.
-            kwargs["attention_mask"] = kwargs["position_ids"].new_empty(1, 1, 0, 0)
-        return args, kwargs
-
-    return read
-
-
-def _fast_attention(module: Any, pack: _Pack) -> Any:
+def _fast_attention(module: Any, pack: Pack) -> Any:
     """Return a forward method for an attention module that computes packs by packed_attention."""
     eager = module.forward
     window = module.config.window_size if module.attention_type == "local" else None

@@ -26,11 +26,12 @@ def packed_attention(
     heads: int,
     window: int | None,
 ) -> torch.Tensor:
-    """Return the attention of a pack; query, key, value and result are (tokens, hidden).
+    """Return the attention of a pack; query and result are (tokens, heads * head size).
 
-    `lengths` are the numbers of tokens of the conversations, in order. With a `window` a token sees
-    itself and the `window` - 1 tokens before it. Scores are not scaled by the head's size: a family
-    that scales them scales its queries.
+    Keys and values have as many heads or fewer, each of which serves as many heads of the queries
+    as follow one another. `lengths` are the numbers of tokens of the conversations, in order. With
+    a `window` a token sees itself and the `window` - 1 tokens before it. Scores are not scaled by
+    the head's size: a family that scales them scales its queries.
     """
     if query.is_cuda and query.dtype != torch.float32:  # FlashAttention takes no fp32
         return _flash_attention(query, key, value, lengths, heads, window)
@@ -54,13 +55,17 @@ class _BlockAttention(torch.autograd.Function):
         result = torch.empty_like(query)
         kept: list[torch.Tensor] = []
         has_backward = any(ctx.needs_input_grad[:3])
-        for group, q, k, v, out in _groups(lengths, heads, query, key, value, result):
+        size = query.shape[1] // heads
+        for group, q, k, v, out in _groups(lengths, size, query, key, value, result):
             q_wide, k_wide = q.float(), k.float()
             for rows, columns in _blocks(q.shape[1], window):
-                scores = torch.bmm(q_wide[:, rows], k_wide[:, columns].transpose(1, 2))
-                scores += _mask(group, rows, columns, window, q.device)
+                q_rows = _by_key_head(q_wide[:, rows], k)
+                scores = torch.bmm(q_rows, k_wide[:, columns].transpose(1, 2))
+                by_head = scores.view(heads, -1, scores.shape[2])
+                by_head += _mask(group, rows, columns, window, q.device)
                 probabilities = torch.softmax(scores, -1).to(v.dtype)
-                out[:, rows] = torch.bmm(probabilities, v[:, columns])
+                mixed = torch.bmm(probabilities, v[:, columns])
+                out[:, rows] = mixed.view(heads, -1, size)
                 if has_backward:
                     kept.append(probabilities)
         ctx.save_for_backward(query, key, value, *kept)
@@ -72,27 +77,31 @@ class _BlockAttention(torch.autograd.Function):
         query, key, value, *kept = ctx.saved_tensors
         lengths, heads, window = ctx.layout
         grads = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
-        blocks = iter(kept)
-        for _, q, k, v, g, dq, dk, dv in _groups(lengths, heads, query, key, value, grad, *grads):
+        blocks, size = iter(kept), query.shape[1] // heads
+        for _, q, k, v, g, dq, dk, dv in _groups(lengths, size, query, key, value, grad, *grads):
             for rows, columns in _blocks(q.shape[1], window):
-                probabilities, g_rows = next(blocks), g[:, rows]
+                probabilities = next(blocks)
+                q_rows, g_rows = _by_key_head(q[:, rows], k), _by_key_head(g[:, rows], k)
                 dv[:, columns].baddbmm_(probabilities.transpose(1, 2), g_rows)
                 d_probabilities = torch.bmm(g_rows, v[:, columns].transpose(1, 2))
                 d_scores = torch._softmax_backward_data(
                     d_probabilities, probabilities, -1, probabilities.dtype
                 )
-                dq[:, rows] = torch.bmm(d_scores, k[:, columns])
-                dk[:, columns].baddbmm_(d_scores.transpose(1, 2), q[:, rows])
+                dq[:, rows] = torch.bmm(d_scores, k[:, columns]).view(heads, -1, size)
+                dk[:, columns].baddbmm_(d_scores.transpose(1, 2), q_rows)
         return *grads, None, None, None
 
 
-def _groups(
-    lengths: Sequence[int], heads: int, *tensors: torch.Tensor
-) -> Iterator[tuple[Any, ...]]:
-    """Split a pack's tensors (tokens, hidden) into groups of conversations.
+def _by_key_head(states: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    """Return states (heads, tokens, size) as (key heads, heads a key head * tokens, size)."""
+    return states.reshape(len(key), -1, states.shape[2])
+
+
+def _groups(lengths: Sequence[int], size: int, *tensors: torch.Tensor) -> Iterator[tuple[Any, ...]]:
+    """Split a pack's tensors (tokens, heads * size) into groups of conversations.
 
     A group is one conversation, or several that fit into one block. Yields the lengths in a group,
-    and for each tensor its view of the group (heads, tokens, head size).
+    and for each tensor its view of the group (heads, tokens, size).
     """
     groups: list[tuple[int, ...]] = []
     for length in lengths:
@@ -102,7 +111,7 @@ def _groups(
             groups.append((length,))
     sizes = [sum(group) for group in groups]
     for group, *pieces in zip(groups, *(torch.split(t, sizes) for t in tensors), strict=True):
-        yield group, *(p.view(len(p), heads, -1).transpose(0, 1) for p in pieces)
+        yield group, *(p.view(len(p), -1, size).transpose(0, 1) for p in pieces)
 
 
 def _blocks(length: int, window: int | None) -> Iterator[tuple[slice, slice]]:
@@ -159,7 +168,8 @@ def _flash_attention(
     from torch.nn.attention.varlen import varlen_attn
 
     boundaries = _boundaries(tuple(lengths), query.device)
-    q, k, v = (x.view(len(x), heads, -1) for x in (query, key, value))
+    size = query.shape[1] // heads
+    q, k, v = (x.view(len(x), -1, size) for x in (query, key, value))
     out = varlen_attn(
         q,
         k,
@@ -170,6 +180,7 @@ def _flash_attention(
         max(lengths),
         scale=1.0,
         window_size=(-1 if window is None else window - 1, 0),
+        enable_gqa=q.shape[1] != k.shape[1],
     )
     assert isinstance(out, torch.Tensor)
     return out.flatten(1)
