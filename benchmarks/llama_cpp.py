@@ -1,5 +1,6 @@
 """llama.cpp as a contender: through xllamacpp, on a GGUF file of the same weights in Q8_0."""
 
+import json
 import threading
 import time
 from collections.abc import Sequence
@@ -18,7 +19,8 @@ def write_gguf(base: str, folder: Path) -> Path:
     from chattune.models.export import export
 
     talk = folder / "talk.jsonl"
-    talk.write_text(4 * '{"prompt": "How are you?", "completion": "I am fine, thank you."}\n')
+    rows = [{"prompt": f"Say {word}.", "completion": word} for word in ("one", "two", "three")]
+    talk.write_text("".join(json.dumps(row) + "\n" for row in rows))
     recipe = {
         "base": base,
         "data": {"source": str(talk), "near_duplicates": "keep", "validation": 0},

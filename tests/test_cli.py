@@ -1,6 +1,7 @@
 """Tests of the command line: replies on standard output, errors in one line, exit codes."""
 
 import json
+import os
 import shlex
 import shutil
 from pathlib import Path
@@ -142,6 +143,19 @@ def test_wrong_usage_exits_with_2(cli, command: list[str]) -> None:
     shown = cli(*command)
     assert (shown.code, shown.out) == (2, "")
     assert "Traceback" not in shown.err
+
+
+def test_threads_that_wait_leave_the_processor_to_others(
+    cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless the user has said how they should wait."""
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    cli("--help")
+    assert "GOMP_SPINCOUNT" not in os.environ
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    cli("--help")
+    assert os.environ["GOMP_SPINCOUNT"] == "1000"
 
 
 def test_no_verb_shows_the_help(cli) -> None:

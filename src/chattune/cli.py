@@ -374,6 +374,11 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        # OpenMP reads it when PyTorch is loaded. By default, threads that wait for each other keep
+        # their core busy for about a millisecond. If another program uses that core, the thread
+        # that they wait for does not run, and a reply takes 30 times as long (docs/performance.md).
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore", category=FutureWarning)

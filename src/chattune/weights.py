@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -26,6 +27,7 @@ Named = tuple[str, torch.Tensor]
 _FORMAT = (
     "2"  # version of the file of int8 weights; raise it when a family's tensors change meaning
 )
+_CACHE_LINE = 64  # bytes
 
 
 @dataclass(frozen=True)
@@ -69,16 +71,38 @@ def read_weights(
     The adapter of the run in folder `run` is merged in fp32 before any rounding. `prefix` stands
     before the names of the architecture's inner model, such as `transformer.`. For `embeddings` see
     `rounded`. The int8 tensors of a run are kept in its folder, and read from there the next time.
-    Raises BaseError for weights that are damaged or lack a tensor.
+    All tensors share one block of memory. Raises BaseError for weights that are damaged or lack a
+    tensor.
     """
     keep = run is not None and precision == "int8"
     if run is not None and keep and (kept := _kept_int8(base, run)):
-        return kept
+        return _side_by_side(kept)
     with _open_tensors(base, run, prefix) as reader:
         tensors = dict(rounded(convert(reader), precision, embeddings))
     if run is not None and keep:
         _keep_int8(base, run, tensors)
-    return tensors
+    return _side_by_side(tensors)
+
+
+def _side_by_side(tensors: Tensors) -> Tensors:
+    """Copy tensors into one block of memory, each at the start of a cache line.
+
+    NumPy asks Linux for huge pages for a large block, which it does not get for matrices of less
+    than 2 MB each. A token reads every weight once, and with pages of 4 KB the processor looks up
+    33,000 of them for SmolLM2: decoding took a tenth longer.
+    """
+    starts, size = {}, 0
+    for name, tensor in tensors.items():
+        starts[name] = size
+        size += -(-tensor.nbytes // _CACHE_LINE) * _CACHE_LINE
+    block = torch.from_numpy(np.empty(size + _CACHE_LINE, np.uint8))
+    shift = -block.data_ptr() % _CACHE_LINE
+    moved: Tensors = {}
+    for name, start in starts.items():
+        tensor = tensors.pop(name)  # its memory is free once it is copied
+        place = block[shift + start : shift + start + tensor.nbytes]
+        moved[name] = place.view(tensor.dtype).view(tensor.shape).copy_(tensor)
+    return moved
 
 
 @contextmanager
@@ -144,7 +168,7 @@ def to_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _kept_int8(base: Base, run: Path) -> Tensors | None:
-    """Return the int8 tensors kept in a run's folder, mapped into memory rather than read.
+    """Return the int8 tensors kept in a run's folder, mapped into memory until they are copied.
 
     Returns None if there are none, if they were made of other weights, or if they are damaged.
     """

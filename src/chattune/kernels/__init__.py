@@ -1,7 +1,7 @@
 """Operations that model families share.
 
 Some are loops that Numba compiles for a CPU (`jit`, `elementwise`, `dot_products`, `products`,
-`cached_attention`, `training_loops`, `short_attention_loops`); the others are PyTorch functions
+`cached_attention`, `row_loops`, `short_attention_loops`); the others are PyTorch functions
 built on such loops or on PyTorch's own operations (`gelu`, `swiglu`, `rms_norm`, `rotary`,
 `dropout`, `packed_attention`, `short_attention`). The second kind imports the first only on the
 path that needs it, so a model on a GPU runs without Numba.

@@ -27,18 +27,18 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Ten
 class _CompiledNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
-        from chattune.kernels import training_loops
+        from chattune.kernels import row_loops
 
         ctx.save_for_backward(x, weight)
         ctx.epsilon = epsilon
-        return _compute_rows(training_loops.normalize_rows, [x], weight, epsilon)
+        return _compute_rows(row_loops.normalize_rows, [x], weight, epsilon)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        from chattune.kernels import training_loops
+        from chattune.kernels import row_loops
 
         x, weight = ctx.saved_tensors
-        kernel = training_loops.normalize_rows_gradient
+        kernel = row_loops.normalize_rows_gradient
         return _compute_rows(kernel, [x, grad], weight, ctx.epsilon), None, None
 
 

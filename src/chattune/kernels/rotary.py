@@ -46,12 +46,12 @@ class _CompiledRotation(torch.autograd.Function):
 def _rotate(
     x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, scale: float, *, forwards: bool
 ) -> torch.Tensor:
-    from chattune.kernels import jit, training_loops
+    from chattune.kernels import jit, row_loops
 
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     by_head = (jit.as_array(t.detach()).reshape(len(x), -1, cos.shape[1]) for t in (x, out))
     source, target = by_head
     angles = (jit.as_array(t.detach()) for t in (cos, sin))
     factors = np.float32(scale), np.float32(scale if forwards else -scale)
-    jit.run_kernel(training_loops.rotate_rows, source, *angles, *factors, target)
+    jit.run_kernel(row_loops.rotate_rows, source, *angles, *factors, target)
     return out

@@ -22,17 +22,17 @@ def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
 class _CompiledSwiglu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-        from chattune.kernels import jit, training_loops
+        from chattune.kernels import jit, row_loops
 
         ctx.save_for_backward(gate, up)
-        return jit.compute_elementwise(training_loops.gate_by_silu, [gate, up])
+        return jit.compute_elementwise(row_loops.gate_by_silu, [gate, up])
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        from chattune.kernels import jit, training_loops
+        from chattune.kernels import jit, row_loops
 
         gate, up = ctx.saved_tensors
         d_gate, d_up = (torch.empty_like(grad, memory_format=torch.contiguous_format) for _ in "gu")
         arrays = (jit.as_array(t).reshape(-1) for t in (gate, up, grad, d_gate, d_up))
-        jit.run_kernel(training_loops.gate_by_silu_gradient, *arrays)
+        jit.run_kernel(row_loops.gate_by_silu_gradient, *arrays)
         return d_gate, d_up

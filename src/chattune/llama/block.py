@@ -9,9 +9,9 @@ import math
 import numpy as np
 
 from chattune.kernels.cached_attention import attend
-from chattune.kernels.elementwise import rms_norm, rotate, swiglu
 from chattune.kernels.jit import compiled
 from chattune.kernels.products import fused_linear_loop
+from chattune.kernels.row_loops import multiply_by_silu, normalize, rotate
 
 
 @compiled()
@@ -23,26 +23,36 @@ def transformer_block(
     """Compute one block in place: h (padded rows, width) is the residual stream before and after.
 
     The first len(slots) rows of h are tokens; padded() says why there may be more. For `keys`,
-    `values`, `slots`, `lows` and `places` see attend(). `cos` and `sin` (tokens, head size / 2) are
-    those of each token's rotary angles. `q_norm` and `k_norm` are the norms of each head's queries
-    and keys, or are empty. The other arguments are the block's weights.
+    `values`, `slots`, `lows` and `places` see attend(). `cos` and `sin` (tokens, head size) are
+    those of each token's rotary angles, in both halves of a row. `q_norm` and `k_norm` are the
+    norms of each head's queries and keys, or are empty. The other arguments are the block's
+    weights.
     """
-    tokens, rows = len(slots), len(h)
+    tokens, rows, inner = len(slots), len(h), down.shape[1]
     no, yes = np.int64(0), np.int64(1)  # of one type for all calls: see fused_linear_loop()
     key_heads, head_size = keys.shape[1], keys.shape[3]
-    query_heads = len(qkv) // head_size - 2 * key_heads
+    query_heads = out.shape[1] // head_size
+    x = np.empty_like(h)
     projected = np.empty((rows, len(qkv)), np.float32)
-    mixed = np.zeros((rows, query_heads * head_size), np.float32)  # other rows stay zero
-    both = np.empty((rows, len(gate_up)), np.float32)
-    x = rms_norm(h, ln_1, epsilon)
+    mixed = np.zeros((rows, out.shape[1]), np.float32)  # rows without a token stay zero
+    both = np.empty((rows, 2 * inner), np.float32)
+    gated = np.empty((rows, inner), np.float32)
+    normalize(h, ln_1, epsilon, x)
     fused_linear_loop(x, qkv, qkv_scale, qkv_bias, no, no, projected)
-    in_heads = projected[:tokens].reshape(tokens, -1, head_size)
-    queries = in_heads[:, :query_heads]
-    new_keys = in_heads[:, query_heads : query_heads + key_heads]
-    rotate(queries, q_norm, epsilon, cos, sin, np.float32(1 / math.sqrt(head_size)))
-    rotate(new_keys, k_norm, epsilon, cos, sin, np.float32(1))
+    by_head = projected[:tokens].reshape(tokens, -1, head_size)
+    queries = by_head[:, :query_heads]
+    new_keys = by_head[:, query_heads : query_heads + key_heads]
+    if len(q_norm):
+        for r in range(tokens):
+            normalize(queries[r], q_norm, epsilon, queries[r])
+            normalize(new_keys[r], k_norm, epsilon, new_keys[r])
+    scale, one = np.float32(1 / math.sqrt(head_size)), np.float32(1)
+    rotate(queries, cos, sin, scale, scale, queries)
+    rotate(new_keys, cos, sin, one, one, new_keys)
     attend(projected, keys, values, slots, lows, places, mixed)
     fused_linear_loop(mixed, out, out_scale, out_bias, no, yes, h)
-    x = rms_norm(h, ln_2, epsilon)
+    normalize(h, ln_2, epsilon, x)
     fused_linear_loop(x, gate_up, gate_up_scale, gate_up_bias, no, no, both)
-    fused_linear_loop(swiglu(both), down, down_scale, down_bias, no, yes, h)
+    for r in range(rows):
+        multiply_by_silu(both[r, :inner], both[r, inner:], gated[r])
+    fused_linear_loop(gated, down, down_scale, down_bias, no, yes, h)

@@ -14,11 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn.functional import embedding, rms_norm, silu
+from torch.nn.functional import embedding
 
 from chattune.kernels.cache import attend_prompt, zeros_on_demand
 from chattune.kernels.jit import as_array, run_kernel
 from chattune.kernels.products import Linear, OutputLayer, padded
+from chattune.kernels.rms_norm import rms_norm
+from chattune.kernels.rotary import rotate
+from chattune.kernels.swiglu import swiglu
 from chattune.llama.block import transformer_block
 from chattune.llama.weights import LlamaWeights
 
@@ -128,7 +131,7 @@ class LlamaDecoder:
             mixed = attend_prompt(q, layer.keys[slot], layer.values[slot], start=stop - len(q))
             h = layer.out(mixed.reshape(len(h), -1), add_to=h)
             gate, up = layer.gate_up(self._norm(h, layer.ln_2)).chunk(2, dim=1)
-            h = layer.down(silu(gate).mul_(up), add_to=h)
+            h = layer.down(swiglu(gate, up), add_to=h)
         return h
 
     def _project(self, layer: _Layer, h: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> Any:
@@ -136,39 +139,38 @@ class LlamaDecoder:
 
         Queries and keys are turned by their rotary angles; queries are scaled as well.
         """
-        weights = self._weights
-        projected = layer.qkv(self._norm(h, layer.ln_1)).view(len(h), -1, weights.head_size)
-        q, k, v = projected.split([weights.heads, weights.key_heads, weights.key_heads], dim=1)
+        weights, size = self._weights, self._weights.head_size
+        widths = [heads * size for heads in (weights.heads, weights.key_heads, weights.key_heads)]
+        q, k, v = torch.split(layer.qkv(self._norm(h, layer.ln_1)), widths, dim=1)
         if len(layer.q_norm):
-            q, k = self._norm(q, layer.q_norm), self._norm(k, layer.k_norm)
-        q, k = (_rotated(x, cos[:, None], sin[:, None]) for x in (q, k))
-        return q * (1 / math.sqrt(weights.head_size)), k, v
+            q, k = (
+                self._norm(x.reshape(-1, size), norm).view_as(x)
+                for x, norm in ((q, layer.q_norm), (k, layer.k_norm))
+            )
+        q, k = rotate(q, cos, sin, 1 / math.sqrt(size)), rotate(k, cos, sin)
+        return tuple(x.view(len(h), -1, size) for x in (q, k, v))
 
     def _turns(
         self, positions: Sequence[int], *, is_rotary: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return cosine and sine (positions, head size / 2) of the rotary angles at positions.
+        """Return cosine and sine (positions, head size) of the rotary angles at positions.
 
-        A layer without rotary positions turns nothing: its angles are zero.
+        Both halves of a row have the same angles, as rotate() takes them. A layer without rotary
+        positions turns nothing: its angles are zero.
         """
         frequencies, scale = self._weights.frequencies, self._weights.rotary_scale
         if not is_rotary:
             frequencies, scale = torch.zeros_like(frequencies), 1.0
         angles = torch.tensor(list(positions), dtype=torch.float32)[:, None] * frequencies
+        angles = torch.cat((angles, angles), dim=1)
         return angles.cos() * scale, angles.sin() * scale
 
     def _embed(self, tokens: Sequence[int]) -> torch.Tensor:
         return embedding(torch.tensor(tokens), self._embedding).float()
 
     def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return rms_norm(x, weight.shape, weight, self._weights.epsilon)
+        return rms_norm(x, weight, self._weights.epsilon)
 
     def _logits(self, h: torch.Tensor) -> torch.Tensor:
         """Return the logits (tokens, vocabulary) of hidden states (tokens, width)."""
         return self._head(self._norm(h, self._ln_f))
-
-
-def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Return x (tokens, heads, head size) turned: number i of a head pairs with i + half of it."""
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)

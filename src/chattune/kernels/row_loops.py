@@ -1,4 +1,4 @@
-"""Compiled loops for training, in fp32 or bf16: RMS norm, rotary positions, gated SiLU."""
+"""Compiled loops over rows, in fp32 or bf16: RMS norm, rotary positions, gated SiLU."""
 
 import math
 
@@ -17,11 +17,12 @@ def normalize_rows(x, weight, epsilon, out):
     rows = max(1, _PIECE // x.shape[1])
     for piece in numba.prange((len(x) + rows - 1) // rows):
         part = slice(piece * rows, (piece + 1) * rows)
-        _normalize_piece(x[part], weight, epsilon, out[part])
+        normalize(x[part], weight, epsilon, out[part])
 
 
 @compiled()
-def _normalize_piece(x, weight, epsilon, out):
+def normalize(x, weight, epsilon, out):
+    """Write what normalize_rows() does, on one thread; x and `out` may be the same array."""
     for r in range(len(x)):
         inverse = _inverse_rms(x[r], epsilon)
         for k in range(x.shape[1]):
@@ -76,11 +77,12 @@ def rotate_rows(x, cos, sin, cos_factor, sin_factor, out):
     rows = max(1, _PIECE // (x.shape[1] * x.shape[2]))
     for piece in numba.prange((len(x) + rows - 1) // rows):
         part = slice(piece * rows, (piece + 1) * rows)
-        _rotate_piece(x[part], cos[part], sin[part], cos_factor, sin_factor, out[part])
+        rotate(x[part], cos[part], sin[part], cos_factor, sin_factor, out[part])
 
 
 @compiled()
-def _rotate_piece(x, cos, sin, cos_factor, sin_factor, out):
+def rotate(x, cos, sin, cos_factor, sin_factor, out):
+    """Write what rotate_rows() does, on one thread; x and `out` may be the same array."""
     half = x.shape[2] // 2
     for t in range(len(x)):
         for h in range(x.shape[1]):
@@ -96,11 +98,12 @@ def gate_by_silu(gate, up, out):
     """Write SiLU of `gate` (n) times `up` (n) to `out` (n)."""
     for piece in numba.prange((len(gate) + _PIECE - 1) // _PIECE):
         part = slice(piece * _PIECE, (piece + 1) * _PIECE)
-        _gate_piece(gate[part], up[part], out[part])
+        multiply_by_silu(gate[part], up[part], out[part])
 
 
 @compiled()
-def _gate_piece(gate, up, out):
+def multiply_by_silu(gate, up, out):
+    """Write what gate_by_silu() does, on one thread."""
     for i in range(len(gate)):
         x = widen(gate[i])
         out[i] = narrow(x * _sigmoid(x) * widen(up[i]), out[i])
