@@ -39,8 +39,8 @@ def complaints(name: str, **overrides: Any) -> list[str]:
 # --- shipped -----------------------------------------------------------------------------------
 
 
-def test_five_recipes_are_shipped() -> None:
-    assert shipped() == sorted([*STUDY, "starter"])
+def test_six_recipes_are_shipped() -> None:
+    assert shipped() == sorted([*STUDY, "smollm2", "starter"])
 
 
 @pytest.mark.parametrize("name", STUDY)

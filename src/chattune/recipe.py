@@ -85,7 +85,7 @@ class DataRecipe(Section):
     """The conversations of a run, and how they are cleaned, shortened and split."""
 
     source: HubIdOrPath = Field(
-        description="Hub id, file or folder of the conversations, or `starter`."
+        description="Hub id, file or folder of the conversations, `starter` or `starter-few`."
     )
     split: str = Field("train", description="Split of a Hub data set to read.")
     format: str = Field(

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 
 from chattune.base import starter_folder
+from conversations import REPLIES
 
 TRAINING = Path(__file__).parents[2] / "training/starter"
 EMBEDDED = starter_folder() / "conversations.jsonl"
+FEW = starter_folder() / "few.jsonl"
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
@@ -24,15 +26,19 @@ def normalised(text: str) -> str:
     return re.sub(r"[^a-z0-9 ]", "", text.lower()).strip()
 
 
-def test_the_embedded_conversations_are_what_the_generator_writes(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("path", "options"), [(EMBEDDED, []), (FEW, ["--few"])])
+def test_the_embedded_conversations_are_what_the_generator_writes(
+    path: Path, options: list[str], tmp_path: Path
+) -> None:
     out = tmp_path / "conversations.jsonl"
-    subprocess.run([sys.executable, TRAINING / "conversations.py", out], check=True)
-    assert out.read_bytes() == EMBEDDED.read_bytes()
+    subprocess.run([sys.executable, TRAINING / "conversations.py", out, *options], check=True)
+    assert out.read_bytes() == path.read_bytes()
 
 
-def test_conversations_have_one_to_four_turns_and_complete_replies() -> None:
-    talks = [row["messages"] for row in rows(EMBEDDED)]
-    assert len(talks) >= 1500
+@pytest.mark.parametrize("path", [EMBEDDED, FEW], ids=lambda p: p.stem)
+def test_conversations_have_one_to_four_turns_and_complete_replies(path: Path) -> None:
+    talks = [row["messages"] for row in rows(path)]
+    assert len(talks) >= 1400
     for messages in talks:
         assert [m["role"] for m in messages] == ["user", "assistant"] * (len(messages) // 2)
         assert 2 <= len(messages) <= 8
@@ -50,12 +56,22 @@ def test_a_topic_has_many_wordings(path: Path) -> None:
         assert all(len(wordings) >= 3 for wordings in later), first
 
 
-def test_no_held_out_prompt_was_trained_on() -> None:
+def test_the_few_have_every_reply_of_the_topics_a_few_times() -> None:
+    occurred = Counter(m["content"] for row in rows(FEW) for m in row["messages"][1::2])
+    for path in TRAINING.glob("topics/*.jsonl"):
+        for topic in rows(path):
+            assert all(occurred[turn["reply"]] >= REPLIES for turn in topic["turns"])
+    for row in rows(TRAINING / "general.jsonl"):
+        assert occurred[row["reply"]] == 2
+
+
+@pytest.mark.parametrize("path", [EMBEDDED, FEW], ids=lambda p: p.stem)
+def test_no_held_out_prompt_was_trained_on(path: Path) -> None:
     heldout = rows(TRAINING / "heldout.jsonl")
     assert Counter(row["half"] for row in heldout) == {"development": 150, "test": 150}
     trained = {
         tuple(normalised(m["content"]) for m in row["messages"][: end + 1])
-        for row in rows(EMBEDDED)
+        for row in rows(path)
         for end in range(0, len(row["messages"]), 2)
     }
     for row in heldout:

@@ -19,7 +19,8 @@ from chattune.errors import DataError
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 MAX_LINE = 32 << 20  # bytes; a longer line is refused before it fills the memory
 MAX_JSON = 512 << 20  # bytes; a JSON array has to be read into memory as a whole
-STARTER_CONVERSATIONS = "conversations.jsonl"
+# Sources that are embedded in chattune: all conversations, and those with few wordings each.
+EMBEDDED = {STARTER: "conversations.jsonl", "starter-few": "few.jsonl"}
 _READ_ERRORS = (OSError, EOFError, zlib.error)  # a damaged gzip file raises any of these
 
 
@@ -28,7 +29,7 @@ def local_files(source: str) -> list[Path]:
 
     Raises DataError if there is none, or if the file is of an unknown kind.
     """
-    path = starter_folder() / STARTER_CONVERSATIONS if source == STARTER else Path(source)
+    path = starter_folder() / EMBEDDED[source] if source in EMBEDDED else Path(source)
     if path.is_dir():
         files = sorted(f for f in path.rglob("*") if f.is_file() and _suffix(f) in SUFFIXES)
         if not files:

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from chattune import hub
-from chattune.base import STARTER
-from chattune.data.files import SUFFIXES, content_hash, file_rows, local_files
+from chattune.data.files import EMBEDDED, SUFFIXES, content_hash, file_rows, local_files
 from chattune.data.formats import Row
 from chattune.data.hub_rows import hub_commit, hub_rows
 from chattune.errors import DataError
@@ -41,7 +40,7 @@ def source_hash(recipe: DataRecipe) -> str | None:
 
 def _is_hub_id(source: str) -> bool:
     return (
-        source != STARTER
+        source not in EMBEDDED
         and not Path(source).exists()
         and not source.endswith((*SUFFIXES, ".gz"))
         and hub.is_hub_id(source, "dataset")

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 import pyarrow as pa
 
-from chattune.base import STARTER, Base
+from chattune.base import Base
 from chattune.conversation import Conversation, Message
+from chattune.data.files import EMBEDDED
 from chattune.data.report import DataReport
 from chattune.errors import DataError
 from chattune.folders import atomic_folder
@@ -143,7 +144,7 @@ def is_prepared(source: str) -> bool:
     Three of its five files are enough to recognise it, so that an incomplete one is reported
     rather than read as a folder of JSON files.
     """
-    return source != STARTER and sum((Path(source) / name).is_file() for name in FILES) >= 3
+    return source not in EMBEDDED and sum((Path(source) / name).is_file() for name in FILES) >= 3
 
 
 def open_prepared(recipe: Recipe, base: Base, template: Template, output: Path | None) -> Prepared:
