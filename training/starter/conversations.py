@@ -1,14 +1,17 @@
 """Write the starter's conversations from topic files and from the tables below.
 
-Usage: python training/starter/conversations.py OUT.jsonl
+Usage: python training/starter/conversations.py OUT.jsonl [--few]
 
 Each line of topics/*.jsonl is a talk of one to four turns. A turn holds several wordings of its
-question and one reply. The tables give the regular parts: capitals, opposites, sums and names.
+question and one reply. The tables give the regular parts: capitals, opposites, sums and names. With
+--few, each reply is there a few times only, and the passages of general.jsonl are there too: that
+is for a base that knows English.
 """
 
+import argparse
 import json
 import random
-import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +19,7 @@ HERE = Path(__file__).parent
 
 Talk = list[tuple[str, str]]  # a question and its reply for each turn
 MAX_TURNS = 4
+REPLIES = 3  # times that each reply of the topics is among the few
 
 CAPITALS = {
     "Austria": "Vienna", "Belgium": "Brussels", "Brazil": "Brasilia", "Canada": "Ottawa",
@@ -84,8 +88,12 @@ NAME_ANSWERS = ("Your name is {0}.", "You told me that your name is {0}.", "You 
 
 def main() -> None:
     """Write the conversations to the file that the command line names."""
-    rows = talks()
-    with Path(sys.argv[1]).open("w", encoding="utf-8") as file:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--few", action="store_true", help="few wordings, and general talk")
+    args = parser.parse_args()
+    rows = few() if args.few else talks()
+    with args.out.open("w", encoding="utf-8") as file:
         for talk in rows:
             messages = [
                 {"role": role, "content": text}
@@ -98,10 +106,41 @@ def main() -> None:
 
 def talks() -> list[Talk]:
     """Return all conversations, in an order that depends only on this file and the topics."""
-    rows = [talk for path in sorted((HERE / "topics").glob("*.jsonl")) for talk in _topics(path)]
+    rows = _all_topics()
     rng = random.Random(0)
     rows += [*_capitals(rng), *_opposites(rng), *_sums(rng), *_names(rng)]
     return rows + _changes_of_subject(rng, rows)
+
+
+def few() -> list[Talk]:
+    """Return talks in which each reply of the topics occurs at least REPLIES times, and others.
+
+    The others are a sample from each table, and the passages of general.jsonl. The passages come in
+    pairs, so that the model also keeps the rarer words and the longer texts that its base knows.
+    """
+    rng = random.Random(0)
+    rows = _covering(_all_topics(), rng)
+    for table, number in ((_capitals, 27), (_opposites, 30), (_sums, 30), (_names, 40)):
+        rows += rng.sample(list(table(rng)), number)
+    lines = HERE.joinpath("general.jsonl").read_text("utf-8").splitlines()
+    passages = [(row["ask"], row["reply"]) for row in map(json.loads, lines)]
+    following = [*passages[1:], passages[0]]
+    return rows + [list(pair) for pair in zip(passages, following, strict=True)]
+
+
+def _covering(rows: list[Talk], rng: random.Random) -> list[Talk]:
+    """Return talks in random order, without those whose replies all occurred REPLIES times."""
+    chosen, occurred = [], Counter[str]()
+    for talk in rng.sample(rows, len(rows)):
+        replies = [reply for _, reply in talk]
+        if any(occurred[reply] < REPLIES for reply in replies):
+            chosen.append(talk)
+            occurred.update(replies)
+    return chosen
+
+
+def _all_topics() -> list[Talk]:
+    return [talk for path in sorted((HERE / "topics").glob("*.jsonl")) for talk in _topics(path)]
 
 
 def _topics(path: Path) -> Iterator[Talk]:

@@ -9,7 +9,8 @@ The figures are:
 - repeated_4grams: share of the word 4-grams that occur earlier in the same reply;
 - own_prompt: share of the first seed's replies that are likelier under their own prompt than under
   nine others;
-- bits_per_byte: of the untuned base, on a JSON list of held-out texts.
+- perplexity, perplexity_untuned: of the run and of its base, on a JSON list of held-out texts;
+- bits_per_byte: of the base on the same texts.
 
 Choose settings on the development half; the test half is for final figures.
 """
@@ -27,8 +28,10 @@ from bits import bits_per_byte
 from chattune import Chatbot
 from chattune.conversation import Message
 from chattune.device import find_device
+from chattune.generate.reply import Reply, read_reply
 from chattune.models import Loaded, find, load, load_base
 from chattune.template import Template
+from perplexity import perplexity
 
 MARKER = re.compile(r"(?i)\b(user|assistant|human|bot|question|answer)\s*:|###|<\|")
 RIVALS = 9  # other prompts that a reply is compared under
@@ -43,7 +46,7 @@ def main() -> None:
     parser.add_argument(
         "--temperature", type=float, help="instead of the temperature that the run recommends"
     )
-    parser.add_argument("--text", type=Path, help="JSON list of texts, for bits_per_byte")
+    parser.add_argument("--text", type=Path, help="JSON list of texts, for perplexity and bits")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--show", action="store_true", help="print the replies that are not right")
     args = parser.parse_args()
@@ -52,10 +55,10 @@ def main() -> None:
     if args.temperature is not None:
         bot.decoding = bot.decoding.but(temperature=args.temperature)
     seeds = [int(seed) for seed in args.seeds.split(",")]
-    figures = score(bot, load(args.run, find_device()), args.half, seeds, args.show)
+    loaded = load(args.run, find_device())
+    figures = score(bot, loaded, args.half, seeds, args.show)
     if args.text:
-        texts = json.loads(args.text.read_text("utf-8"))
-        figures["bits_per_byte"] = round(base_bits_per_byte(args.run, texts), 4)
+        figures |= on_texts(args.run, loaded, json.loads(args.text.read_text("utf-8")))
     if args.json:
         print(json.dumps(figures))
     else:
@@ -65,7 +68,7 @@ def main() -> None:
 def score(
     bot: Chatbot, loaded: Loaded, half: str, seeds: Sequence[int], show: bool = False
 ) -> dict[str, float]:
-    """Return every figure except bits_per_byte, averaged over the seeds.
+    """Return every figure except those of texts, averaged over the seeds.
 
     `bot` writes the replies, and `loaded` is the same model for computing their likelihood.
     """
@@ -76,9 +79,7 @@ def score(
     repeated = total = 0
     first_replies: list[str] = []
     for seed in seeds:
-        decoding = bot.decoding.but(seed=seed)
-        for row, talk in zip(rows, talks, strict=True):
-            reply = bot.fresh(messages=talk[:-1]).reply(talk[-1].content, decoding)
+        for row, reply in zip(rows, answers(bot, talks, seed), strict=True):
             right = is_right(reply.text, row["must"], row["must_not"])
             if show and not right:
                 print(f"{seed} {row['turns'][-1]}\n    -> {reply.text}")
@@ -100,6 +101,16 @@ def score(
 def conversation(turns: Sequence[str]) -> list[Message]:
     """Return messages of user and assistant in turn, beginning with the user."""
     return [Message("assistant" if i % 2 else "user", t) for i, t in enumerate(turns)]
+
+
+def answers(bot: Chatbot, talks: list[list[Message]], seed: int) -> list[Reply]:
+    """Return the reply to the last message of each talk; the engine decodes them together."""
+    prompts = [bot.template.prompt(talk) for talk in talks]
+    tokens: list[list[int]] = [[] for _ in prompts]
+    for index, token in bot.engine.generate(prompts, bot.decoding.but(seed=seed)):
+        tokens[index].append(token)
+    replies = (list(read_reply(ids, bot.template, bot.decoding.stop))[-1] for ids in tokens)
+    return [reply for reply in replies if isinstance(reply, Reply)]
 
 
 def is_right(reply: str, must: list[list[str]], must_not: list[str]) -> bool:
@@ -141,14 +152,23 @@ def nats(loaded: Loaded, prompt: list[int], reply: list[int]) -> float:
     return cross_entropy(logits.float(), ids[0, -len(reply) :], reduction="sum").item()
 
 
-def base_bits_per_byte(run: str, texts: list[str]) -> float:
-    """Return the bits per byte of the run's base without the adapter."""
+def on_texts(run: str, loaded: Loaded, texts: list[str]) -> dict[str, float]:
+    """Return the perplexity of a run and of its base, and the base's bits per byte, on the texts.
+
+    For a base alone, both perplexities are its own.
+    """
     base, _ = find(run)
+    untuned = load_base(base, find_device())
     tokenizer = Template.load(base.folder).tokenizer
     end = tokenizer.eos_token_id
-    ids = [token for text in texts for token in (*tokenizer.encode(text), end)]
+    ids = [tokenizer.encode(text) for text in texts]
+    stream = [token for text in ids for token in (*text, end)]
     n_bytes = sum(len(text.encode()) for text in texts)
-    return bits_per_byte(load_base(base, find_device()), ids, n_bytes, end)
+    return {
+        "perplexity": round(perplexity(loaded.model, ids, end), 3),
+        "perplexity_untuned": round(perplexity(untuned, ids, end), 3),
+        "bits_per_byte": round(bits_per_byte(untuned, stream, n_bytes, end), 4),
+    }
 
 
 if __name__ == "__main__":
