@@ -7,15 +7,17 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from chattune.base import STARTER, find_base
+from chattune.base import SMOLLM2, STARTER, find_base
 from chattune.cost import TRAINING_SHARE, gpt_layer_weights, training_operations
 from chattune.device import Device, find_device, host_memory, matmul_rate, read_rate
 from chattune.recipe import load_recipe, shipped
 
-# Layers, width and vocabulary of the study's bases, which need not be on this machine.
+# Layers, weights in the layers' matrices, and weights in the output layer, of the recipes' bases
+# that need not be on this machine.
 _SHAPES = {
-    "EleutherAI/gpt-neo-125m": (12, 768, 50257),
-    "EleutherAI/gpt-neo-1.3B": (24, 2048, 50257),
+    "EleutherAI/gpt-neo-125m": (12, gpt_layer_weights(12, 768), 50257 * 768),
+    "EleutherAI/gpt-neo-1.3B": (24, gpt_layer_weights(24, 2048), 50257 * 2048),
+    SMOLLM2: (30, 106_168_320, 49152 * 576),
 }
 _SUPERVISED_SHARE = 0.5  # of the tokens, about as in Guanaco
 # Decoding in int8 as measured in docs/performance.md: the share of the reading rate that the
@@ -56,8 +58,7 @@ def examine() -> dict[str, Any]:
 
 def _expected_rates(base: str, device: Device, flop_per_s: float, bytes_per_s: float) -> str:
     """Return, as text, the tokens per second that training and, on a CPU, one reply may reach."""
-    layers, width, vocabulary = _shape_of(base)
-    weights, head = gpt_layer_weights(layers, width), vocabulary * width
+    layers, weights, head = _shape_of(base)
     per_token = training_operations(weights, head, tokens=1, supervised=_SUPERVISED_SHARE)
     training = f"training {flop_per_s * TRAINING_SHARE[device.bf16] / per_token:,.0f}"
     if device.kind != "cpu":
@@ -67,11 +68,12 @@ def _expected_rates(base: str, device: Device, flop_per_s: float, bytes_per_s: f
 
 
 def _shape_of(base: str) -> tuple[int, int, int]:
-    """Return the layers, width and vocabulary of a shipped recipe's base."""
+    """Return a shipped recipe's base as an entry of _SHAPES."""
     if base != STARTER:
         return _SHAPES[base]
     config = find_base(base).config
-    return config["num_layers"], config["hidden_size"], config["vocab_size"]
+    layers, width = config["num_layers"], config["hidden_size"]
+    return layers, gpt_layer_weights(layers, width), config["vocab_size"] * width
 
 
 def _hub_state() -> str:
