@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rules:
-    """How a tokenizer prepares text for its merges.
+    """Steps by which a tokenizer prepares text for its merges.
 
     `words` is the regular expression of a word, or None for GPT-2's. `digits_apart` makes each
     digit a word of its own before that. `whole_words` takes a word that is in the vocabulary as it

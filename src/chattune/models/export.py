@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ExportPlan:
-    """What an export would write, after everything that can be checked without the weights."""
+    """An export that was checked as far as that is possible without the weights."""
 
     run: Run
     base: Base
