@@ -319,7 +319,7 @@ def quickstart(
     ] = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Tune SmolLM2 in a few minutes, or without it the embedded base, and open a chat page."""
+    """Tune SmolLM2, or without it the embedded base, and open a chat page."""
     from chattune.base import load_template
     from chattune.chat import Chatbot
     from chattune.generate import Decoding
