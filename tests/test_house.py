@@ -25,7 +25,7 @@ CORE = {
     *("folders", "gguf_file", "smollm2"),
 }
 FREE = {"cli", "__init__"}  # the command line and the public names import any room
-PRINTERS = {"cli.py", "chat/terminal.py"}
+PRINTERS = {*(m for m in MODULES if m.startswith("cli/")), "chat/terminal.py"}
 HEAVY = {
     *("torch", "transformers", "tokenizers", "datasets", "peft", "trl", "accelerate", "numpy"),
     *("gradio", "matplotlib", "pyarrow", "pandas", "huggingface_hub", "safetensors", "numba"),

@@ -1,0 +1,5 @@
+"""`python -m chattune.cli`: the command line without its script."""
+
+from chattune.cli import main
+
+main()
