@@ -99,7 +99,8 @@ def test_the_architecture_page_has_a_paragraph_for_every_room() -> None:
 
 
 def test_no_room_imports_the_command_line() -> None:
-    assert [m for m in MODULES if "cli" in imported(m)] == []
+    others = [m for m in MODULES if room_of(m) != "cli"]
+    assert [m for m in others if "cli" in imported(m)] == []
 
 
 @pytest.mark.parametrize("command", ["", *VERBS])

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 import chattune
 from chattune.errors import RecipeError, UserError
 from chattune.recipe import (
+    MixedSource,
     Recipe,
     Section,
     as_recipe,
@@ -39,8 +40,8 @@ def complaints(name: str, **overrides: Any) -> list[str]:
 # --- shipped -----------------------------------------------------------------------------------
 
 
-def test_six_recipes_are_shipped() -> None:
-    assert shipped() == sorted([*STUDY, "smollm2", "starter"])
+def test_seven_recipes_are_shipped() -> None:
+    assert shipped() == sorted([*STUDY, "smollm2", "smollm2-guanaco", "starter"])
 
 
 @pytest.mark.parametrize("name", STUDY)
@@ -56,6 +57,7 @@ def test_the_recipes_of_the_study_have_its_settings(name: str) -> None:
         "schedule": "constant",
         "max_grad_norm": 1.0,
         "weight_decay": 0.0,
+        "neftune": 0.0,
         "evaluate_every": 50,
         "patience": None,
     }
@@ -126,6 +128,7 @@ def test_the_defaults_are_the_settings_of_the_study(tmp_path: Path) -> None:
         ("data.skip_bad_rows=true", True),
         ("data.source=a=b.jsonl", "a=b.jsonl"),
         ("data.columns={user: q, assistant: a}", {"user": "q", "assistant": "a"}),
+        ("data.mix=[{source: x, weight: 2}]", [MixedSource(source="x", weight=2)]),
         ("base= org/model ", "org/model"),
         (" seed =3", 3),
     ],
@@ -229,12 +232,45 @@ def test_the_error_of_an_unknown_field_names_the_nearest_one(wrong: str, nearest
         ("lr_scheduler_type", "training.schedule"),
         ("training.gradient_clipping", "training.max_grad_norm"),
         ("dataset", "data.source"),
+        ("data.dataset_mixer", "data.mix"),
+        ("interleave_probs", "data.mix"),
+        ("neftune_noise_alpha", "training.neftune"),
+        ("training.neftune_noise_alpha", "training.neftune"),
         ("model", "base"),
     ],
 )
 def test_the_names_of_other_libraries_are_known(other: str, field: str) -> None:
     [line] = complaints("starter", **{other: 1})
     assert line == f"recipe starter: {other}: unknown field; did you mean {field}?"
+
+
+@pytest.mark.parametrize(
+    ("entry", "problem"),
+    [
+        ({"source": "x"}, "data.mix[1].weight: missing; add it to this entry"),
+        ({"weight": 1}, "data.mix[1].source: missing; add it to this entry"),
+        ({"source": "x", "weight": 0}, "data.mix[1].weight: input should be greater than 0, not 0"),
+        (
+            {"source": "x", "weight": 1, "wieght": 2},
+            "data.mix[1].wieght: unknown field; did you mean data.mix[1].weight?",
+        ),
+        (
+            {"source": "x", "weight": 1, "max_samples": 2},
+            "data.mix[1].max_samples: unknown field; did you mean data.mix[1].rows?",
+        ),
+        (
+            {"source": "x", "weight": 1, "zzzzzzzz": 2},
+            "data.mix[1].zzzzzzzz: unknown field; remove it",
+        ),
+        (
+            "x.jsonl",
+            "data.mix[1]: a section; set its fields, such as data.mix[1].source, not 'x.jsonl'",
+        ),
+    ],
+)
+def test_the_errors_of_a_mixed_source_name_its_entry(entry: Any, problem: str) -> None:
+    good = {"source": "y.jsonl", "weight": 0.5}
+    assert complaints("starter", data__mix=[good, entry]) == [f"recipe starter: {problem}"]
 
 
 def test_a_dotted_name_in_a_file_is_explained(tmp_path: Path) -> None:
@@ -497,7 +533,9 @@ def test_tune_takes_fields(
 
 @pytest.mark.parametrize("name", [*STUDY, "starter"])
 def test_yaml_round_trip(tmp_path: Path, name: str) -> None:
-    recipe = load_recipe(name, {"data.columns": {"user": "Größe", "assistant": "答"}})
+    columns = {"user": "Größe", "assistant": "答"}
+    mix = [{"source": "other.csv", "weight": 0.5, "columns": columns}]
+    recipe = load_recipe(name, {"data.columns": columns, "data.mix": mix})
     assert load_recipe(write(tmp_path, recipe.to_yaml())) == recipe
 
 

@@ -1,6 +1,8 @@
 """Tests of the renderer: no text forges a turn boundary, and chats see the tokens of training."""
 
+import copy
 import functools
+import json
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,8 +16,9 @@ from hypothesis import strategies as st
 from chattune.base import starter_folder
 from chattune.conversation import Conversation, Message
 from chattune.errors import BaseError
-from chattune.template import CHAT_TEMPLATE, Rendered, Template
+from chattune.template import CHAT_TEMPLATE, CONCATENATED_TEMPLATE, Rendered, Template
 from conftest import SHARED
+from rows import base_with
 
 END = "<|endoftext|>"
 HEADERS = {"system": "### System:\n", "user": "### Human:\n", "assistant": "### Assistant:\n"}
@@ -275,6 +278,96 @@ def test_no_special_token_is_encoded_while_threads_share_the_tokenizer(template:
         finally:
             stop.set()
         assert disturbance.result() > 0
+
+
+# --- concatenated -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def concatenated(template: Template) -> Template:
+    """The same tokenizers with the template that is concatenated text."""
+    tokenizer = copy.deepcopy(template.tokenizer)
+    tokenizer.chat_template = CONCATENATED_TEMPLATE
+    return Template(tokenizer)
+
+
+def test_a_concatenated_conversation_is_plain_text(concatenated: Template) -> None:
+    talk = Conversation.of(*((m.role, m.content) for m in TALK.messages), ("assistant", " 5 ! "))
+    rendered = concatenated.render(talk)
+    assert concatenated.decode(rendered.ids, special=True) == (
+        "### System: Be kind.\n### Human: Hi.\n### Assistant: Hello.\n"
+        "### Human: Bye.\n### Assistant: 5 !"
+    )
+    assert all(rendered.supervised)
+    prompt = concatenated.decode(concatenated.prompt(TALK.messages), special=True)
+    assert prompt == (
+        "### System: Be kind.\n### Human: Hi.\n### Assistant: Hello.\n"
+        "### Human: Bye.\n### Assistant:"
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(conversation=conversations(answered=True))
+def test_a_concatenated_prompt_begins_what_is_trained_and_nobody_can_type_an_end(
+    concatenated: Template, conversation: Conversation
+) -> None:
+    rendered = concatenated.render(conversation)
+    for i, role in enumerate(conversation.roles):
+        if role == "assistant":
+            prompt = concatenated.prompt(conversation.messages[:i])
+            assert rendered.ids[: len(prompt)] == prompt
+    assert end_token(concatenated) not in rendered.ids
+    assert all(rendered.supervised)
+
+
+@settings(max_examples=100, deadline=None)
+@given(conversation=conversations())
+def test_transformers_concatenates_the_same(
+    concatenated: Template, conversation: Conversation
+) -> None:
+    """Compare ids, mask and prompt with `apply_chat_template`, for text without special tokens."""
+    if any(END in m.content for m in conversation.messages):
+        return
+    messages = [{"role": m.role, "content": m.content} for m in conversation.messages]
+    apply = concatenated.tokenizer.apply_chat_template
+    expected = apply(messages, return_assistant_tokens_mask=True, return_dict=True)
+    assert expected["input_ids"] == concatenated.render(conversation).ids
+    assert all(expected["assistant_masks"])
+    if conversation.roles[-1] != "assistant":
+        prompt = apply(messages, add_generation_prompt=True)["input_ids"]
+        assert prompt == concatenated.prompt(conversation.messages)
+
+
+def test_a_concatenated_reply_ends_only_with_the_tokenizers_end(concatenated: Template) -> None:
+    assert concatenated.end_ids == {end_token(concatenated)}
+
+
+def test_a_concatenated_template_is_recognised_when_it_is_loaded_again(tmp_path: Path) -> None:
+    template = Template.load(starter_folder(), "concatenated")
+    template.tokenizer.save_pretrained(tmp_path)
+    again = Template.load(tmp_path)
+    assert again.concatenated
+    assert again.render(TALK) == template.render(TALK)
+    assert not Template.load(tmp_path, "chattune").concatenated
+
+
+def test_a_tokenizer_that_merges_a_newline_cannot_be_concatenated(tmp_path: Path) -> None:
+    """Tokenizers such as Qwen's join punctuation to the newline after it."""
+    from tokenizers import Regex, pre_tokenizers
+
+    def join(tokenizer: dict[str, Any]) -> None:
+        vocabulary = tokenizer["model"]["vocab"]
+        vocabulary["?Ċ"] = len(vocabulary)
+        tokenizer["model"]["merges"].append(["?", "Ċ"])
+        words = pre_tokenizers.Split(Regex(r" ?[^\s\w]+\n*|\s?\w+|\s+"), "isolated")
+        letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        both = pre_tokenizers.Sequence([words, letters])
+        tokenizer["pre_tokenizer"] = json.loads(both.__getstate__())
+
+    folder = base_with(tmp_path / "base", join)
+    assert Template.load(folder, "chattune")
+    with pytest.raises(BaseError, match=r"not keep turns apart.*use template: chattune"):
+        Template.load(folder, "concatenated")
 
 
 # --- loading, and tokenizers with a template of their own ---------------------------------------

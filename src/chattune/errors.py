@@ -70,6 +70,10 @@ class VerificationError(ChattuneError):
     """A saved model whose results differ from those of the trained model."""
 
 
+class ChecksFailed(ChattuneError):
+    """An evaluation whose replies do not pass a user's own checks."""
+
+
 class Interrupted(ChattuneError):
     """Work that a signal stopped after its state was saved; the exit code is 128 + `signum`."""
 

@@ -35,6 +35,7 @@ _OTHER_NAMES = {
         "data.source": "dataset datasets dataset_name dataset_path data_path data_files train_file",
         "data.max_length": "max_seq_length max_seq_len sequence_len model_max_length cutoff_len",
         "data.rows": "max_samples max_train_samples num_samples",
+        "data.mix": "dataset_mixer dataset_mixer_list dataset_mixture interleave_probs",
         "data.validation": "val_set_size val_size validation_split test_size eval_split",
         "lora.rank": "r lora_r lora_rank",
         "lora.alpha": "lora_alpha",
@@ -51,6 +52,7 @@ _OTHER_NAMES = {
         "training.weight_decay": "wd",
         "training.evaluate_every": "eval_steps eval_every save_steps",
         "training.patience": "early_stopping early_stopping_patience",
+        "training.neftune": "neftune_noise_alpha neft_alpha noisy_embedding_alpha",
         "seed": "random_seed data_seed",
     }.items()
     for other in others.split()
@@ -81,8 +83,8 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class DataRecipe(Section):
-    """The conversations of a run, and how they are cleaned, shortened and split."""
+class Source(Section):
+    """A set of conversations, and how its rows are read."""
 
     source: HubIdOrPath = Field(
         description="Hub id, file or folder of the conversations, `starter` or `starter-few`."
@@ -100,6 +102,26 @@ class DataRecipe(Section):
     rows: int | None = Field(
         None, ge=1, description="Number of rows in a random sample; by default every row is read."
     )
+
+
+class MixedSource(Source):
+    """A further set of conversations, of which as many are taken as its weight says."""
+
+    weight: float = Field(
+        gt=0,
+        description="Number of conversations to take, divided by that kept of the main source.",
+    )
+
+
+class DataRecipe(Source):
+    """The conversations of a run, and how they are cleaned, shortened and split."""
+
+    mix: list[MixedSource] = Field(
+        [],
+        description="Further sources, as a list of `{source: other.jsonl, weight: 0.5}`: 0.5 takes "
+        "half as many conversations as the main source keeps, drawn by the seed, or all if there "
+        "are fewer. `split`, `format`, `columns`, `tree_paths` and `rows` can be set for each.",
+    )
     max_length: int = Field(512, ge=16, description="Maximum number of tokens in a conversation.")
     overlong: Literal["cut", "drop"] = Field(
         "cut",
@@ -107,6 +129,12 @@ class DataRecipe(Section):
     )
     near_duplicates: Literal["drop", "keep"] = Field(
         "drop", description="Drop or keep conversations that share over 90 % of their word 5-grams."
+    )
+    max_per_opening: int | None = Field(
+        None,
+        ge=1,
+        description="Keep at most this many conversations whose first replies begin with the same "
+        "four words, such as `As an AI language`; by default there is no limit.",
     )
     validation: float = Field(
         0.02,
@@ -185,6 +213,12 @@ class TrainingRecipe(Section):
     weight_decay: float = Field(
         0.0, ge=0, description="Weight decay of AdamW, which applies to the adapter's matrices."
     )
+    neftune: float = Field(
+        0.0,
+        ge=0,
+        description="Alpha of NEFTune's noise on the embeddings while training, such as 5 (Jain et "
+        "al. 2023, https://arxiv.org/abs/2310.05914); 0 adds none.",
+    )
     evaluate_every: int = Field(
         50, ge=1, description="Number of steps between validations; each also saves a checkpoint."
     )
@@ -213,13 +247,17 @@ class Recipe(Section):
     template: TemplateKind = Field(
         "auto",
         description="Chat template: `auto` is the base's own, or chattune's if it has none; "
-        "`chattune` and `chatml` replace it.",
+        "`chattune` and `chatml` replace it. `concatenated` does too, to show what goes wrong if "
+        "prompts are part of the loss and no end token is learnt: the model does not stop.",
     )
     data: DataRecipe
     lora: LoraRecipe = LoraRecipe()
     training: TrainingRecipe
     seed: int = Field(
-        0, ge=0, lt=2**32, description="Seed of sampling, initialisation, data order and dropout."
+        0,
+        ge=0,
+        lt=2**32,
+        description="Seed of sampling, initialisation, data order, dropout and noise.",
     )
 
     def to_yaml(self) -> str:
@@ -368,28 +406,41 @@ def _validate(tree: dict[str, Any], label: str) -> Recipe:
 
 
 def _problem(detail: dict[str, Any]) -> str:
-    field = ".".join(str(part) for part in detail["loc"])
+    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in detail["loc"]]
+    field = "".join(parts).removeprefix(".")
+    entry, section = _entry_of(field)
     if detail["type"] == "extra_forbidden":
         return f"{field}: unknown field; {_suggestion(field)}"
     if detail["type"] == "missing":
-        return f"{field}: missing; add it to the recipe or pass --set {field}=..."
+        where = "this entry" if entry else f"the recipe or pass --set {field}=..."
+        return f"{field}: missing; add it to {where}"
     value = "" if isinstance(detail["input"], dict) else f", not {detail['input']!r:.80}"
     if detail["type"] == "model_type":
-        first = next(name for name, _, _ in fields() if name.startswith(f"{field}."))
+        names = [name for name, _, _ in fields(section, entry)]
+        first = next(name for name in names if name.startswith(f"{field}."))
         return f"{field}: a section; set its fields, such as {first}{value}"
     message = detail["msg"].removeprefix("Value error, ")
     return f"{field}: {message[0].lower()}{message[1:]}{value}"
 
 
+def _entry_of(field: str) -> tuple[str, type[Section]]:
+    """Return what a field's name begins with and the model that the rest of the name belongs to.
+
+    They are `data.mix[0].` and MixedSource for an entry of `data.mix`, else nothing and Recipe.
+    """
+    entry = re.match(r"data\.mix\[\d+\]", field)
+    return (f"{entry[0]}.", MixedSource) if entry else ("", Recipe)
+
+
 def _suggestion(field: str) -> str:
     """Return what to do about an unknown field: use the one that was probably meant, or none."""
-    known = [name for name, _, _ in fields()]
-    if field in known:
-        section, _, leaf = field.rpartition(".")
+    entry, model = _entry_of(field)
+    name, known = field.removeprefix(entry), [dotted for dotted, _, _ in fields(model)]
+    section, _, leaf = name.rpartition(".")
+    if name in known:
         return f"write {leaf} inside the section {section}"
-    leaf = field.rpartition(".")[2]
-    by_leaf = _OTHER_NAMES | {name.rpartition(".")[2]: name for name in known}
-    nearest = by_leaf.get(leaf) or next(
-        iter(difflib.get_close_matches(field, known, n=1, cutoff=0.4)), None
+    by_leaf = {dotted.rpartition(".")[2]: dotted for dotted in known}
+    nearest = by_leaf.get(_OTHER_NAMES.get(leaf, leaf).rpartition(".")[2]) or next(
+        iter(difflib.get_close_matches(name, known, n=1, cutoff=0.4)), None
     )
-    return f"did you mean {nearest}?" if nearest else "remove it"
+    return f"did you mean {entry}{nearest}?" if nearest else "remove it"

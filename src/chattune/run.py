@@ -28,6 +28,10 @@ LOSS_PLOT = "loss.png"
 CARD = "README.md"
 CHECKPOINTS = "checkpoints"
 ADAPTER = ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+GENERATION_CONFIG = "generation_config.json"  # the decoding parameters that the run recommends
+EVALUATION = SCORES, JUDGED_SAMPLES, SWEEP, DIAGNOSIS = (
+    *("scores.json", "samples.jsonl", "sweep.json", "diagnosis.json"),
+)
 INT8 = "int8.safetensors"  # made from base and adapter when the run is first loaded for chat
 _LFS_POINTER = b"version https://git-lfs"
 
@@ -157,17 +161,17 @@ def save_into(folder: Path, save: Callable[[Path], object]) -> None:
 def seal(folder: Path) -> Run:
     """Write the manifest, which marks the run as finished.
 
-    The int8 weights are not listed, because they are made again whenever they are missing.
+    The int8 weights and the evaluation are not listed, because they can be made again at any time.
     """
     names = sorted(f.name for f in folder.iterdir() if f.is_file() and f.name[0] != ".")
-    files = [folder / name for name in names if name not in (MANIFEST, INT8)]
+    files = [folder / name for name in names if name not in (MANIFEST, INT8, *EVALUATION)]
     write_json(folder / MANIFEST, {"files": {f.name: size_and_hash(f) for f in files}})
     return Run(folder)
 
 
 def unseal(folder: Path) -> None:
-    """Remove the manifest and the int8 weights before a finished run is trained further."""
-    for name in (MANIFEST, INT8):
+    """Remove the manifest before a finished run is trained further, and what it makes invalid."""
+    for name in (MANIFEST, INT8, *EVALUATION):
         (folder / name).unlink(missing_ok=True)
 
 

@@ -58,8 +58,24 @@ CHATML_TEMPLATE = """\
 {%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}
 """
 _CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
+# What TRL's SFTTrainer makes of prompts and replies that are concatenated to one text: everything
+# is supervised, and no end token is written. It exists to show what goes wrong. A header ends in
+# its colon, and the space after it belongs to the message: byte-level BPE joins a space to the word
+# after it, so that the ids of the header are the same whether a message follows or not.
+CONCATENATED_TEMPLATE = """\
+{%- set heads = {'system': '### System:', 'user': '### Human:', 'assistant': '### Assistant:'} -%}
+{%- generation -%}
+{%- for message in messages -%}
+{%- if not loop.first -%}{{- '\\n' -}}{%- endif -%}
+{{- heads[message['role']] -}}
+{%- set text = message['content'] | trim -%}
+{%- if text -%}{{- ' ' + text -}}{%- endif -%}
+{%- endfor -%}
+{%- endgeneration -%}
+{%- if add_generation_prompt -%}{{- '\\n' + heads['assistant'] -}}{%- endif -%}
+"""
 
-TemplateKind = Literal["auto", "chattune", "chatml"]
+TemplateKind = Literal["auto", "chattune", "chatml", "concatenated"]
 
 IGNORED_LABEL = -100  # the label that PyTorch's cross entropy leaves out
 
@@ -99,9 +115,10 @@ class _Layout:
 class Template:
     """The renderer of conversations for one tokenizer.
 
-    Raises BaseError for a tokenizer without an end token, and for a chat template that drops or
-    repeats a message or that ends a reply with no special token, because a model tuned on it could
-    not stop.
+    `concatenated` says whether the chat template is CONCATENATED_TEMPLATE, which is recognised by
+    its text. Raises BaseError for a tokenizer without an end token, and for any other chat template
+    that drops or repeats a message or that ends a reply with no special token, because a model
+    tuned on it could not stop.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerFast") -> None:
@@ -118,6 +135,8 @@ class Template:
         if not tokenizer.chat_template:
             tokenizer.chat_template = CHAT_TEMPLATE
         self.tokenizer = tokenizer
+        self.concatenated = tokenizer.chat_template == CONCATENATED_TEMPLATE
+        self._space = " " if self.concatenated else ""  # tokenised together with the message
         added = tokenizer.added_tokens_decoder
         self._special_ids = frozenset(tokenizer.all_special_ids) | {
             i for i in added if added[i].special
@@ -139,9 +158,9 @@ class Template:
     def load(cls, folder: Path, kind: TemplateKind = "auto") -> "Template":
         """Load the tokenizer in `folder` with a chat template.
 
-        `kind` "auto" is the tokenizer's own template, or chattune's if it has none; "chattune" and
-        "chatml" replace the tokenizer's own. Raises BaseError if the tokenizer is missing, damaged
-        or cannot be used.
+        `kind` "auto" is the tokenizer's own template, or chattune's if it has none; the other
+        kinds replace the tokenizer's own. Raises BaseError if the tokenizer is missing, damaged or
+        cannot be used.
         """
         from transformers import AutoTokenizer
 
@@ -161,16 +180,21 @@ class Template:
                     "template: auto, or chattune"
                 )
             tokenizer.chat_template = CHATML_TEMPLATE
+        elif kind == "concatenated":
+            tokenizer.chat_template = CONCATENATED_TEMPLATE
         return cls(tokenizer)
 
     def render(self, conversation: Conversation) -> Rendered:
-        """Return a conversation's tokens, of which each reply and its end token are supervised."""
+        """Return a conversation's tokens, of which each reply and its end token are supervised.
+
+        Of a concatenated conversation, which has no end token, every token is supervised.
+        """
         return next(self.render_many([conversation]))
 
     def render_many(self, conversations: Iterable[Conversation]) -> Iterator[Rendered]:
         """Render conversations in order, tokenising many of them at a time."""
         for batch in _batches(conversations):
-            contents = iter(self._encode_all([m.content for c in batch for m in c.messages]))
+            contents = iter(self._encode_messages([m for c in batch for m in c.messages]))
             for conversation in batch:
                 yield self._fill(
                     conversation.roles, [next(contents) for _ in conversation.messages]
@@ -179,7 +203,7 @@ class Template:
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Return the ids up to where the reply begins, exactly as they precede it in training."""
         roles: tuple[Role, ...] = (*(m.role for m in messages), "assistant")
-        contents = [*self._encode_all([m.content for m in messages]), []]
+        contents = [*self._encode_messages(messages), []]
         ids = self._fill(roles, contents).ids
         return ids[: len(ids) - len(self._layout(roles).segments[-1])]
 
@@ -197,16 +221,25 @@ class Template:
 
     @functools.cached_property
     def end_ids(self) -> frozenset[int]:
-        """The ids that end a reply: the template's closing token and the tokenizer's end token."""
-        layout = self._layout(("user", "assistant"))
-        closing = layout.segments[-1][layout.closings[-1] - 1]
-        return frozenset({closing, int(self.tokenizer.eos_token_id)})
+        """The ids that end a reply: the template's closing token and the tokenizer's end token.
 
-    def _encode_all(self, texts: list[str]) -> list[list[int]]:
+        A concatenated reply has no closing token.
+        """
+        layout = self._layout(("user", "assistant"))
+        closing = layout.segments[-1][: layout.closings[-1]][-1:]
+        return frozenset({*closing, int(self.tokenizer.eos_token_id)})
+
+    def _encode_messages(self, messages: Sequence[Message]) -> list[list[int]]:
+        return self._encode_all([m.content for m in messages], self._space)
+
+    def _encode_all(self, texts: list[str], space: str = "") -> list[list[int]]:
+        """Encode texts stripped of outer white space, with `space` before each that is not empty.
+
+        Half a surrogate pair, which a terminal may send, cannot be encoded: it becomes "?".
+        """
+        stripped = [text.strip().encode("utf-8", "replace").decode() for text in texts]
         encodings = self._text_encoder.encode_batch_fast(
-            # Half a surrogate pair, which a terminal may send, cannot be encoded: it becomes "?".
-            [text.strip().encode("utf-8", "replace").decode() for text in texts],
-            add_special_tokens=False,
+            [text and space + text for text in stripped], add_special_tokens=False
         )
         return [encoding.ids for encoding in encodings]
 
@@ -221,7 +254,7 @@ class Template:
             if i < len(contents):
                 ids += contents[i]
                 supervised += [roles[i] == "assistant"] * len(contents[i])
-        return Rendered(ids, supervised)
+        return Rendered(ids, [True] * len(ids) if self.concatenated else supervised)
 
     def _build_layout(self, roles: tuple[Role, ...]) -> _Layout:
         slots = [f"{_SLOT_START}{i}{_SLOT_END}" for i in range(len(roles))]
@@ -236,7 +269,7 @@ class Template:
                     f"{self.tokenizer.name_or_path}: its chat template drops or repeats the "
                     f"{role} message in {' / '.join(roles)}; {_REMEDY}"
                 )
-            texts.append(before)
+            texts.append(before.removesuffix(self._space))
         segments = [
             tuple(self.tokenizer(text, add_special_tokens=False).input_ids)
             for text in [*texts, rest]
@@ -249,6 +282,8 @@ class Template:
 
     def _closing_length(self, segment: tuple[int, ...]) -> int:
         """Return how many ids of the segment after a reply end it: up to the first special one."""
+        if self.concatenated:
+            return 0
         for i, token in enumerate(segment):
             if token in self._special_ids:
                 return i + 1
@@ -282,10 +317,11 @@ class Template:
         first_prompt = self.prompt(_EXAMPLE.messages[:1])
         trained = self.render(_EXAMPLE).ids[: len(first_prompt)]
         if self.prompt(_EXAMPLE.messages) != expected or trained != first_prompt:
+            remedy = "use template: chattune" if self.concatenated else _REMEDY
             raise BaseError(
                 f"{self.tokenizer.name_or_path}: its tokenizer or chat template does not keep "
                 "turns apart: the prompt in a chat differs from the tokens before a reply in "
-                f"training; {_REMEDY}, or choose another base"
+                f"training; {remedy}, or choose another base"
             )
 
 

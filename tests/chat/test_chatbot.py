@@ -171,6 +171,80 @@ def test_the_oldest_turns_leave_the_prompt_but_not_the_history(template: Templat
     assert prompt.startswith("### Human:\n")
 
 
+# --- replies that reach their limit ------------------------------------------------------------
+
+LONG = "One of us. Two of them and three of you. Four of all. Five"
+
+
+def up_to(text: str, template: Template) -> int:
+    """Return the number of LONG's tokens that make up `text`."""
+    ids = template.encode(LONG)
+    return next(n for n in range(len(ids)) if template.decode(ids[:n]) == text)
+
+
+@pytest.mark.parametrize(
+    ("finish", "kept"),
+    [
+        ("cut", "One of us. Two of them"),
+        ("sentence", "One of us."),
+        ("continue", "One of us. Two of them and three of you."),
+    ],
+)
+def test_a_reply_at_its_limit_ends_as_the_settings_say(
+    template: Template, finish: str, kept: str
+) -> None:
+    limit = up_to("One of us. Two of them", template)
+    settings = Decoding().but(finish=finish, max_new_tokens=limit)
+    bot = scripted(template, LONG, LONG, decoding=settings)
+    reply = bot.reply("Count!")
+    assert (reply.text, reply.finish) == (kept, "length")
+    assert bot.messages == turns(("user", "Count!"), ("assistant", kept))
+    bot.reset()
+    assert "".join(bot.stream("Count!")) == kept
+    assert bot.messages[-1].content == kept
+
+
+def test_a_summary_fits_and_is_what_the_history_keeps(template: Template) -> None:
+    limit = up_to("One of us. Two of them and three of you.", template)
+    settings = Decoding(max_new_tokens=limit, finish="summary")
+    bot = scripted(template, LONG.removesuffix(" Five"), decoding=settings)
+    pieces = list(bot.stream("Count!"))
+    assert len(pieces) == 1
+    assert len(template.encode(pieces[0])) <= limit
+    assert pieces[0].startswith("One of us.")
+    assert bot.messages[-1].content == pieces[0]
+
+
+@pytest.mark.parametrize(
+    ("finish", "most"), [("cut", 20), ("sentence", 20), ("continue", 28), ("summary", 28)]
+)
+def test_the_engine_is_asked_for_what_the_end_may_take(
+    template: Template, finish: str, most: int
+) -> None:
+    settings = Decoding().but(finish=finish, max_new_tokens=20, finish_tokens=8)
+    for positions in (512, len(template.prompt(turns(("user", "Hi!")))) + 25):
+        engine = Watched([END])
+        Chatbot(engine, template, positions, decoding=settings).reply("Hi!")
+        assert engine.settings[0].max_new_tokens == (min(most, 25) if positions < 512 else most)
+
+
+def test_no_more_is_generated_than_the_end_takes(template: Template) -> None:
+    ids = template.encode("One of us. Two of them. Three of you. Four")
+    engine = Watched(ids)
+    settings = Decoding(max_new_tokens=2, finish="continue")
+    assert Chatbot(engine, template, 512, decoding=settings).reply("Count!").text == "One of us."
+    assert engine.tokens_read < len(ids)
+    assert engine.closed
+
+
+def test_a_stopped_reply_keeps_the_sentences_that_were_shown(template: Template) -> None:
+    bot = scripted(template, LONG, decoding=Decoding(finish="sentence"))
+    pieces = bot.stream("Count!")
+    assert next(pieces) == "One of us."
+    pieces.close()  # type: ignore[attr-defined]
+    assert bot.messages == turns(("user", "Count!"), ("assistant", "One of us."))
+
+
 # --- messages that cannot be answered ----------------------------------------------------------
 
 

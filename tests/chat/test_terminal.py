@@ -162,6 +162,8 @@ def test_the_system_prompt_can_be_set(
         ("/set top_p 0.5", "top_p", 0.5),
         ("/set max_new_tokens 9", "max_new_tokens", 9),
         ("/set repetition_penalty 1.2", "repetition_penalty", 1.2),
+        ("/set finish sentence", "finish", "sentence"),
+        ("/set finish_tokens 9", "finish_tokens", 9),
         ("/set seed 3", "seed", 3),
         ("/set seed none", "seed", None),
     ],
@@ -175,6 +177,7 @@ def test_each_setting_can_be_set(bot: Chatbot, typed: str, name: str, value: obj
     "typed",
     [
         *("/set", "/set temperature", "/set temperature hot", "/set temperature none"),
+        *("/set finish", "/set finish none", "/set finish_tokens -1"),
         *("/set top_k 1.5", "/set seed -1", "/set speed 3", "/set self 1", "/set = 3"),
     ],
 )

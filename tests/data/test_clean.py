@@ -10,11 +10,13 @@ from chattune.data.report import Tally
 
 
 def cleaned(
-    *conversations: Conversation, near_duplicates: bool = False
+    *conversations: Conversation, near_duplicates: bool = False, max_per_opening: int | None = None
 ) -> tuple[list[Conversation], dict[str, int]]:
     tally = Tally()
-    kept = list(clean(conversations, tally, near_duplicates=near_duplicates))
-    return kept, dict(tally.dropped)
+    kept = clean(
+        conversations, tally, near_duplicates=near_duplicates, max_per_opening=max_per_opening
+    )
+    return list(kept), dict(tally.dropped)
 
 
 def talk(*contents: str) -> Conversation:
@@ -130,6 +132,49 @@ def test_conversations_in_pictures_are_told_apart() -> None:
 def test_an_exact_duplicate_is_not_called_a_near_one() -> None:
     _, dropped = cleaned(talk("Hi", LONG), talk("Hi", LONG), near_duplicates=True)
     assert dropped == {"duplicate": 1}
+
+
+def openings_kept(limit: int | None, *replies: str) -> list[str]:
+    """Return the replies that are kept under a limit for each opening."""
+    talks = [talk(f"Question {i}?", reply) for i, reply in enumerate(replies)]
+    kept, dropped = cleaned(*talks, max_per_opening=limit)
+    assert dropped == ({"same_opening": len(talks) - len(kept)} if len(kept) < len(talks) else {})
+    return [c.messages[1].content for c in kept]
+
+
+def test_the_first_conversations_of_an_opening_are_kept() -> None:
+    replies = [f"As an AI language model number {i}" for i in range(5)]
+    assert openings_kept(2, *replies, "Yes, it is so.") == [*replies[:2], "Yes, it is so."]
+    assert openings_kept(None, *replies) == replies
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "alike"),
+    [
+        ("I'm sorry, but I cannot.", "i'm SORRY - but no!", True),
+        ("**Sure!** Here is a list", "Sure, here is my list", False),
+        ("**Sure!** Here is a list", "Sure, here is A table", True),
+        ("One two three four", "One two three five", False),
+        ("Yes.", "Yes!!", True),
+        ("Yes.", "Yes, it is.", False),
+        ("👍 👍", "👍 👎", False),
+        ("Ça va très bien", "ça VA TRÈS bien aussi", True),
+    ],
+)
+def test_openings_are_four_words_without_case_and_punctuation(
+    first: str, second: str, alike: bool
+) -> None:
+    assert openings_kept(1, first, second) == ([first] if alike else [first, second])
+
+
+def test_only_the_first_reply_has_an_opening() -> None:
+    talks = [talk(f"Who are {i}?", f"I am {i}.", "Again?", "I have no idea at all.") for i in "ab"]
+    assert cleaned(*talks, max_per_opening=1) == (talks, {})
+
+
+def test_a_duplicate_takes_no_place_of_its_opening() -> None:
+    first, second = talk("a?", "It is a letter."), talk("b?", "It is a letter.")
+    assert cleaned(first, first, second, max_per_opening=2) == ([first, second], {"duplicate": 1})
 
 
 def test_conversations_are_handed_on_as_they_come() -> None:

@@ -4,20 +4,27 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from chattune.base import starter_folder
 from chattune.conversation import Conversation
 from chattune.data.fit import fit
 from chattune.data.report import Tally
 from chattune.recipe import DataRecipe
 from chattune.template import Rendered, Template
-from rows import template
+from rows import load_once, template
 
+CONCATENATED = load_once(starter_folder(), "concatenated")
 Fitted = tuple[list[tuple[Conversation, Rendered]], dict[str, int], dict[str, int]]
 
 
-def fitted(*conversations: Conversation, max_length: int, overlong: str = "cut") -> Fitted:
+def fitted(
+    *conversations: Conversation,
+    max_length: int,
+    overlong: str = "cut",
+    rendered_by: Template | None = None,
+) -> Fitted:
     recipe = DataRecipe(source="talk.jsonl", max_length=max_length, overlong=overlong)  # type: ignore[arg-type]
     tally = Tally()
-    kept = list(fit(conversations, template(), recipe, tally))
+    kept = list(fit(conversations, rendered_by or template(), recipe, tally))
     return kept, dict(tally.dropped), tally.cut
 
 
@@ -190,6 +197,21 @@ def test_conversations_pass_through_without_being_kept() -> None:
     recipe = DataRecipe(source="x")
     next(iter(fit(many, template(), recipe, Tally())))
     assert sum(1 for _ in many) >= 1000  # only the batch that is tokenised at once was consumed
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_concatenated_reply_is_cut_at_the_last_sentence_that_fits(count: int) -> None:
+    shorter = talk("Tell me.", " ".join(SENTENCES[:count]))
+    whole = talk("Tell me.", " ".join(SENTENCES))
+    expected = CONCATENATED.render(shorter)
+    ((conversation, rendered),), _, _ = fitted(
+        whole, max_length=len(expected.ids), rendered_by=CONCATENATED
+    )
+    assert (conversation, rendered) == (shorter, expected)
+    ((turns, _),), _, _ = fitted(
+        talk("Tell me.", SENTENCES[0], *SENTENCES), max_length=32, rendered_by=CONCATENATED
+    )
+    assert turns == talk("Tell me.", SENTENCES[0])
 
 
 sentences = st.lists(

@@ -358,8 +358,9 @@ def rows_of(*shapes: str) -> list[Row]:
 
 
 def read_rows(rows: list[Row], **settings: Any) -> tuple[list[Conversation], Tally]:
-    tally = Tally()
-    return list(read_conversations(iter(rows), recipe(**settings), tally)), tally
+    tally, skip = Tally(), settings.pop("skip_bad_rows", False)
+    conversations = read_conversations(iter(rows), recipe(**settings), tally, skip_bad_rows=skip)
+    return list(conversations), tally
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -18,7 +18,7 @@ from chattune.conversation import Conversation
 from chattune.data import Prepared, prepare
 from chattune.data.report import DataReport
 from chattune.errors import DataError, OutputError, RecipeError
-from chattune.template import Template
+from chattune.template import Rendered, Template
 from conftest import Outcome
 from rows import (
     END,
@@ -137,6 +137,44 @@ def test_a_length_above_the_bases_positions_is_refused(tmp_path: Path) -> None:
     source = write_rows(tmp_path / "talk.jsonl", talk(3))
     with pytest.raises(RecipeError, match=r"data\.max_length: 513 is above the 512 positions"):
         prepare(recipe_for(source, {"data.max_length": 513}))
+
+
+def test_the_limit_of_an_opening_reaches_the_conversations(tmp_path: Path) -> None:
+    rows = [SHAPES["messages"](f"Why {i}?", f"Here is a list: {i}.") for i in range(5)]
+    source = write_rows(tmp_path / "talk.jsonl", rows)
+    prepared = prepare(recipe_for(source, {"data.max_per_opening": 2}))
+    assert taught(prepared) == [f"Here is a list: {i}.{END}" for i in range(2)]
+    assert prepared.report.dropped == {"same_opening": 3}
+    assert prepare(recipe_for(source)).report.kept == 5
+
+
+def test_concatenated_conversations_have_no_end_and_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = write_rows(tmp_path / "talk.jsonl", talk(3))
+    prepare(recipe_for(source))
+    assert not caplog.messages
+    prepared = prepare(recipe_for(source, {"template": "concatenated", "data.overlong": "drop"}))
+    (warning,) = caplog.messages
+    assert warning.startswith("template concatenated: no end token is learnt and prompts are part ")
+    assert warning.endswith("the model will not learn to stop")
+    assert taught(prepared) == [f"### Human: {q}\n### Assistant: {a}" for q, a in exchanges(3)]
+    assert prepared.report.tokens == prepared.report.supervised_tokens
+    assert prepared.template.tokenizer.eos_token_id not in prepared.train["input_ids"][0]
+
+
+def test_any_other_conversation_without_an_end_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_rows(tmp_path / "talk.jsonl", talk(3))
+    render_many = Template.render_many
+
+    def endless(self: Template, conversations: Any) -> Any:
+        return (Rendered(r.ids[:-1], r.supervised[:-1]) for r in render_many(self, conversations))
+
+    monkeypatch.setattr(Template, "render_many", endless)
+    with pytest.raises(DataError, match="has no supervised end token"):
+        prepare(recipe_for(source))
 
 
 def test_rendered_gives_the_first_training_rows(tmp_path: Path) -> None:
@@ -337,6 +375,7 @@ def test_a_changed_file_is_prepared_anew(tmp_path: Path, tokenised: Callable[[],
         {"data.max_length": 100},
         {"data.overlong": "drop"},
         {"data.near_duplicates": "drop"},
+        {"data.max_per_opening": 9},
         {"data.validation": 0.5},
         {"data.rows": 4},
         {"data.skip_bad_rows": True},

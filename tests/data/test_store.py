@@ -148,7 +148,7 @@ def test_another_seed_is_logged_if_rows_were_sampled(
     sampled = prepare(recipe_for(source, {"data.rows": 20}), tmp_path / "sampled")
     caplog.set_level(logging.INFO, "chattune")
     assert_same(prepare(recipe_for(sampled.folder, {"data.rows": 20, "seed": 7})), sampled)
-    assert "seed: rows sampled with 0, the recipe's 7 is used for the training only" in caplog.text
+    assert "seed: conversations sampled with 0, the recipe's 7 is used for the" in caplog.text
 
 
 def test_a_length_above_the_positions_is_refused(original: Prepared) -> None:

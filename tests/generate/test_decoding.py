@@ -22,6 +22,8 @@ def test_defaults_are_the_studys() -> None:
         "repetition_penalty": 1.0,
         "no_repeat_ngram": 0,
         "stop": (),
+        "finish": "cut",
+        "finish_tokens": 64,
         "seed": None,
     }
 
@@ -48,6 +50,8 @@ def test_every_parameter_is_described() -> None:
         ("temperature", "1.5", 1.5),
         ("top_k", "0", 0),
         ("top_p", "1", 1.0),
+        ("finish", "summary", "summary"),
+        ("finish_tokens", "0", 0),
         ("seed", "7", 7),
         ("seed", None, None),
         ("do_sample", "false", False),
@@ -78,6 +82,9 @@ def test_values_may_come_as_text(name: str, text: str | None, value: Any) -> Non
         ("max_new_tokens", "many"),
         ("repetition_penalty", 0),
         ("repetition_penalty", 6),
+        ("finish", "whole"),
+        ("finish", None),
+        ("finish_tokens", -1),
         ("seed", -1),
         ("seed", 2**70),
     ],
@@ -108,6 +115,14 @@ def test_an_unknown_setting_lists_the_known_ones(name: str) -> None:
 def test_an_explicit_zero_is_greedy(changes: dict[str, Any], greedy: bool) -> None:
     assert Decoding(**changes).greedy is greedy
     assert Decoding().but(**changes).greedy is greedy
+
+
+@pytest.mark.parametrize(
+    ("finish", "most"), [("cut", 100), ("sentence", 100), ("continue", 130), ("summary", 130)]
+)
+def test_only_some_ends_take_more_tokens(finish: str, most: int) -> None:
+    settings = Decoding(max_new_tokens=100, finish_tokens=30).but(finish=finish)
+    assert settings.most_tokens == most
 
 
 def test_a_folder_recommends_only_what_it_lists(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from chattune.base import starter_folder
+from chattune.evaluate.prompts import load_prompts
 from conversations import REPLIES
 
 TRAINING = Path(__file__).parents[2] / "training/starter"
@@ -67,13 +68,14 @@ def test_the_few_have_every_reply_of_the_topics_a_few_times() -> None:
 
 @pytest.mark.parametrize("path", [EMBEDDED, FEW], ids=lambda p: p.stem)
 def test_no_held_out_prompt_was_trained_on(path: Path) -> None:
-    heldout = rows(TRAINING / "heldout.jsonl")
-    assert Counter(row["half"] for row in heldout) == {"development": 150, "test": 150}
+    heldout = load_prompts("starter")
+    assert Counter(prompt.kind for prompt in heldout) == {"development": 150, "test": 150}
     trained = {
         tuple(normalised(m["content"]) for m in row["messages"][: end + 1])
         for row in rows(path)
         for end in range(0, len(row["messages"]), 2)
     }
-    for row in heldout:
-        assert tuple(map(normalised, row["turns"])) not in trained, row["turns"]
-        assert row["must"]
+    for prompt in heldout:
+        texts = [*(message.content for message in prompt.messages), *prompt.turns]
+        assert tuple(map(normalised, texts)) not in trained, texts
+        assert prompt.required

@@ -11,22 +11,7 @@ from chattune.device import find_device
 from chattune.generate.scripted import ScriptedEngine
 from chattune.models import load
 from perplexity import perplexity
-from score import is_right, repeats, score
-
-
-@pytest.mark.parametrize(
-    ("reply", "right"),
-    [
-        ("Paris is the capital of France.", True),
-        ("PARIS, in France!", True),
-        ("Paris.", False),  # the second group is missing
-        ("Parisian France", False),  # not a whole word
-        ("All-Paris in France", False),
-        ("Paris in France, or London.", False),
-    ],
-)
-def test_a_right_reply_has_every_group_and_no_forbidden_word(reply: str, right: bool) -> None:
-    assert is_right(reply, [["paris"], ["france", "french"]], ["london"]) is right
+from score import repeats, score
 
 
 def test_every_repetition_of_a_4gram_counts() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from chattune.device import Device
 from chattune.errors import Interrupted, RunError, VerificationError
+from chattune.recipe import Recipe
 from chattune.run import Run
 from chattune.tuning import tune
 from chattune.tuning.progress import Unwatched
@@ -65,12 +66,16 @@ def content(folder: Path) -> dict[str, bytes]:
     return {f.name: f.read_bytes() for f in folder.iterdir() if f.is_file()}
 
 
+@pytest.mark.parametrize("neftune", [0, 5])
 def test_a_resumed_run_equals_one_that_was_never_stopped(
-    tiny_base: Path, talk_file: Path, tmp_path: Path
+    neftune: float, tiny_base: Path, talk_file: Path, tmp_path: Path
 ) -> None:
-    whole = tune(recipe(tiny_base, talk_file, training__steps=6), tmp_path / "whole")
-    tune(recipe(tiny_base, talk_file, training__steps=2), tmp_path / "parts")
-    parts = tune(recipe(tiny_base, talk_file, training__steps=6), tmp_path / "parts", resume=True)
+    def steps(count: int) -> Recipe:
+        return recipe(tiny_base, talk_file, training__steps=count, training__neftune=neftune)
+
+    whole = tune(steps(6), tmp_path / "whole")
+    tune(steps(2), tmp_path / "parts")
+    parts = tune(steps(6), tmp_path / "parts", resume=True)
     assert same(whole, parts)
     assert [m["loss"] for m in metrics(parts.folder)] == [m["loss"] for m in metrics(whole.folder)]
 

@@ -19,6 +19,7 @@ from chattune.device import find_device
 from chattune.errors import BaseError, OutputError, RecipeError, RunError
 from chattune.generate import Decoding
 from chattune.models import load
+from chattune.recipe import MixedSource
 from chattune.run import Run
 from chattune.tuning import plan, samples, tune
 from chattune.tuning.samples import sample_replies
@@ -173,6 +174,33 @@ def test_early_stopping_and_best_adapter(tiny_base: Path, tmp_path: Path) -> Non
     assert result["stopped_early"]
     assert result["validation_loss"] == min(losses)
     assert losses[result["best_step"] - 1] == min(losses)
+
+
+def test_a_run_names_every_source_of_its_mix(
+    tiny_base: Path, talk_file: Path, tmp_path: Path
+) -> None:
+    other = write_talks(tmp_path / "other.jsonl")
+    mix = [{"source": str(other), "weight": 0.5}]
+    run = tune(recipe(tiny_base, talk_file, data__mix=mix), tmp_path / "run")
+    counts = [(s["source"], s["kept"]) for s in run.facts["data"]["sources"]]
+    assert counts == [(str(talk_file), 4), (str(other), 2)]
+    assert run.facts["data"]["train"] == 6
+    assert Run.open(run.folder).recipe.data.mix == [MixedSource(source=str(other), weight=0.5)]
+
+
+def test_a_concatenated_run_is_tuned_and_chatted_with(
+    tiny_base: Path, talk_file: Path, tmp_path: Path
+) -> None:
+    run = tune(recipe(tiny_base, talk_file, template="concatenated"), tmp_path / "run")
+    assert run.facts["data"]["tokens"] == run.facts["data"]["supervised_tokens"]
+    bot = Chatbot.load(run.folder)
+    assert bot.template.concatenated
+    assert bot.template.end_ids == {0}
+    prompt = bot.template.prompt([Message("user", "How are you?")])
+    assert bot.template.decode(prompt) == "### Human: How are you?\n### Assistant:"
+    reply = bot.reply("How are you?", GREEDY)
+    assert reply.tokens == 40
+    assert reply.finish == "length"
 
 
 def test_fields_of_the_recipe_reach_the_training(

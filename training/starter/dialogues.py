@@ -9,7 +9,6 @@ role names and no chat template.
 """
 
 import argparse
-import json
 import random
 import re
 from collections.abc import Collection, Iterator
@@ -18,7 +17,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from conversations import HERE, Talk, talks
+from chattune.evaluate.prompts import load_prompts
+from conversations import Talk, talks
 
 LEAD_INS = (
     "Hey,", "Hi,", "Hello,", "So,", "Well,", "Please,", "Okay,", "Tell me,", "Excuse me,", "Hm,",
@@ -84,8 +84,7 @@ def lines_of(talk: Talk, forbidden: Collection[str], rng: random.Random) -> Iter
 
 def held_out() -> set[str]:
     """Return the letters of the held-out prompts, except short ones that anyone says (*why?*)."""
-    lines = (HERE / "heldout.jsonl").read_text("utf-8").splitlines()
-    prompts = (letters(json.loads(line)["turns"][-1]) for line in lines)
+    prompts = (letters(prompt.turns[-1]) for prompt in load_prompts("starter"))
     return {prompt for prompt in prompts if len(prompt) >= 8}
 
 

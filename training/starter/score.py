@@ -18,23 +18,22 @@ Choose settings on the development half; the test half is for final figures.
 import argparse
 import json
 import re
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from torch.nn.functional import cross_entropy
-
 from bits import bits_per_byte
 from chattune import Chatbot
-from chattune.conversation import Message
 from chattune.device import find_device
-from chattune.generate.reply import Reply, read_reply
+from chattune.evaluate.agreement import is_right
+from chattune.evaluate.likelihood import own_prompt
+from chattune.evaluate.prompts import load_prompts
+from chattune.evaluate.replying import Job, Speaker, write_replies
 from chattune.models import Loaded, find, load, load_base
 from chattune.template import Template
 from perplexity import perplexity
 
 MARKER = re.compile(r"(?i)\b(user|assistant|human|bot|question|answer)\s*:|###|<\|")
-RIVALS = 9  # other prompts that a reply is compared under
 
 
 def main() -> None:
@@ -72,57 +71,33 @@ def score(
 
     `bot` writes the replies, and `loaded` is the same model for computing their likelihood.
     """
-    lines = Path(__file__).with_name("heldout.jsonl").read_text("utf-8").splitlines()
-    rows = [row for row in map(json.loads, lines) if row["half"] == half]
-    talks = [conversation(row["turns"]) for row in rows]
-    outcomes: dict[str, list[bool]] = {"right": [], "stopped": [], "markers": []}
-    repeated = total = 0
-    first_replies: list[str] = []
-    for seed in seeds:
-        for row, reply in zip(rows, answers(bot, talks, seed), strict=True):
-            right = is_right(reply.text, row["must"], row["must_not"])
-            if show and not right:
-                print(f"{seed} {row['turns'][-1]}\n    -> {reply.text}")
-            outcomes["right"].append(right)
-            outcomes["stopped"].append(reply.finish == "stop")
-            outcomes["markers"].append(MARKER.search(reply.text) is not None)
-            repeated_grams, grams = repeats(reply.text)
-            repeated, total = repeated + repeated_grams, total + grams
-            if seed == seeds[0]:
-                first_replies.append(reply.text)
-    shares = {name: round(sum(values) / len(values), 4) for name, values in outcomes.items()}
-    return shares | {
-        "repeated_4grams": round(repeated / max(1, total), 4),
-        "own_prompt": round(own_prompt(loaded, talks, first_replies), 4),
-        "prompts": len(rows),
+    prompts = [prompt for prompt in load_prompts("starter") if prompt.kind == half]
+    speaker = Speaker(bot.engine, bot.template, bot.positions)
+    with tempfile.TemporaryDirectory() as folder:
+        job = Job(prompts, bot.decoding, seeds, Path(folder) / "samples")
+        (answers,) = write_replies(speaker, [job], lambda done, total: None)
+    samples = answers.samples
+    if show:
+        for sample in samples:
+            if not is_right(sample):
+                print(f"{sample.seed} {sample.question}\n    -> {sample.reply}")
+    repeated = [repeats(sample.reply) for sample in samples]
+    first = [sample for sample in samples if sample.seed == seeds[0]]
+    compared = own_prompt(loaded, first, compared=len(first), tokens=96).values()
+    shares = {
+        "right": [is_right(sample) for sample in samples],
+        "stopped": [sample.stopped for sample in samples],
+        "markers": [MARKER.search(sample.reply) is not None for sample in samples],
+        "own_prompt": [comparison.first for comparison in compared],
     }
-
-
-def conversation(turns: Sequence[str]) -> list[Message]:
-    """Return messages of user and assistant in turn, beginning with the user."""
-    return [Message("assistant" if i % 2 else "user", t) for i, t in enumerate(turns)]
-
-
-def answers(bot: Chatbot, talks: list[list[Message]], seed: int) -> list[Reply]:
-    """Return the reply to the last message of each talk; the engine decodes them together."""
-    prompts = [bot.template.prompt(talk) for talk in talks]
-    tokens: list[list[int]] = [[] for _ in prompts]
-    for index, token in bot.engine.generate(prompts, bot.decoding.but(seed=seed)):
-        tokens[index].append(token)
-    replies = (list(read_reply(ids, bot.template, bot.decoding.stop))[-1] for ids in tokens)
-    return [reply for reply in replies if isinstance(reply, Reply)]
-
-
-def is_right(reply: str, must: list[list[str]], must_not: list[str]) -> bool:
-    """Return whether the reply contains a word of every group in `must` and none of `must_not`."""
-    return all(any(contains(reply, word) for word in group) for group in must) and not any(
-        contains(reply, word) for word in must_not
-    )
-
-
-def contains(reply: str, words: str) -> bool:
-    """Return whether the reply contains the words as whole words, in upper or lower case."""
-    return re.search(rf"(?i)(?<![\w-]){re.escape(words)}(?![\w-])", reply) is not None
+    return {
+        name: round(sum(map(bool, values)) / len(values), 4) for name, values in shares.items()
+    } | {
+        "repeated_4grams": round(
+            sum(grams for grams, _ in repeated) / max(1, sum(total for _, total in repeated)), 4
+        ),
+        "prompts": len(prompts),
+    }
 
 
 def repeats(text: str) -> tuple[int, int]:
@@ -130,26 +105,6 @@ def repeats(text: str) -> tuple[int, int]:
     words = text.lower().split()
     grams = [tuple(words[i : i + 4]) for i in range(len(words) - 3)]
     return len(grams) - len(set(grams)), len(grams)
-
-
-@torch.inference_mode()
-def own_prompt(loaded: Loaded, talks: list[list[Message]], replies: list[str]) -> float:
-    """Return the share of replies that are likelier under their own prompt than under RIVALS."""
-    prompts = [loaded.template.prompt(talk) for talk in talks]
-    likeliest = 0
-    for i, reply in enumerate(replies):
-        rivals = [(i + 1 + k * 13) % len(prompts) for k in range(RIVALS)]
-        ids = loaded.template.encode(reply) or [next(iter(loaded.template.end_ids))]
-        own, *others = (nats(loaded, prompts[j], ids) for j in (i, *rivals))
-        likeliest += own < min(others)
-    return likeliest / len(replies)
-
-
-def nats(loaded: Loaded, prompt: list[int], reply: list[int]) -> float:
-    """Return the negative log-likelihood of the reply's tokens after the prompt, in nats."""
-    ids = torch.tensor([[*prompt, *reply]], device=loaded.model.device)[:, -loaded.positions :]
-    logits = loaded.model(ids).logits[0, -len(reply) - 1 : -1]
-    return cross_entropy(logits.float(), ids[0, -len(reply) :], reduction="sum").item()
 
 
 def on_texts(run: str, loaded: Loaded, texts: list[str]) -> dict[str, float]:

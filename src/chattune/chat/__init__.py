@@ -8,7 +8,8 @@ from typing import Self
 from chattune.conversation import Message
 from chattune.errors import ChatError
 from chattune.generate import Decoding, Engine
-from chattune.generate.reply import Reply, read_reply
+from chattune.generate.finish import finish_reply
+from chattune.generate.reply import Reply
 from chattune.template import Template
 
 __all__ = ["Chatbot", "Reply"]
@@ -86,7 +87,8 @@ class Chatbot:
     def stream(self, text: str, decoding: Decoding | None = None) -> Iterator[str]:
         """Answer a message like `reply`, and yield the answer in pieces as it is generated.
 
-        Closing the iterator stops the reply; the history keeps the part that was generated.
+        Text that `decoding.finish` may still leave out is held back. Closing the iterator stops the
+        reply; the history keeps the part that was yielded.
         """
         return (piece for piece in self._answer(text, decoding) if isinstance(piece, str))
 
@@ -108,11 +110,15 @@ class Chatbot:
             raise ChatError("the message is empty; write something")
         messages = [*self.messages, Message("user", text)]
         prompt = fit_prompt(self.template, self.system, messages, self.positions, decoding)
-        budget = min(decoding.max_new_tokens, self.positions - len(prompt))
-        tokens = self.engine.generate([prompt], decoding.but(max_new_tokens=budget))
+        free = self.positions - len(prompt)
+        most, limit = min(decoding.most_tokens, free), min(decoding.max_new_tokens, free)
+        tokens = self.engine.generate([prompt], decoding.but(max_new_tokens=most))
+        finished = finish_reply(
+            (t for _, t in tokens), self.template, decoding.but(max_new_tokens=limit)
+        )
         answer = ""
         try:
-            for piece in read_reply((t for _, t in tokens), self.template, decoding.stop):
+            for piece in finished:
                 if isinstance(piece, str):
                     answer += piece
                 yield piece
@@ -132,12 +138,12 @@ def fit_prompt(
     """Return the prompt's token ids, without the oldest turns if they do not fit `positions`.
 
     A turn is a question with its answer. The system prompt and the last message always stay. The
-    prompt leaves `max_new_tokens` positions for the reply, or half of all positions if that is
-    less. A last message that is too long for that gets a shorter reply; ChatError is raised if it
-    is too long for any.
+    prompt leaves `decoding.most_tokens` positions for the reply, or half of all positions if that
+    is less. A last message that is too long for that gets a shorter reply; ChatError is raised if
+    it is too long for any.
     """
     head = [Message("system", system)] if system and system.strip() else []
-    budget = min(decoding.max_new_tokens, positions // 2)
+    budget = min(decoding.most_tokens, positions // 2)
     turns = list(messages)
     prompt = template.prompt([*head, *turns])
     while len(prompt) + budget > positions and len(turns) > 1:

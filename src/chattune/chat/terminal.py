@@ -15,7 +15,9 @@ HELP = """\
 /reset            forget the conversation
 /system TEXT      set the system prompt; without TEXT, remove it
 /set NAME VALUE   set do_sample, temperature, top_k, top_p, min_p, max_new_tokens,
-                  repetition_penalty, no_repeat_ngram, stop or seed
+                  repetition_penalty, no_repeat_ngram, stop, finish, finish_tokens or seed;
+                  finish is cut, sentence, continue or summary: what becomes of a reply that
+                  reaches max_new_tokens
 /save FILE        append the conversation to FILE as a JSON line that chattune can train on
 /quit             leave (Ctrl-D and Ctrl-C leave too)"""
 

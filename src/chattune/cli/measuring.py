@@ -9,19 +9,22 @@ import typer
 
 from chattune.cli.app import (
     AsJson,
+    DryRun,
     EngineName,
     Quantize,
     RunBase,
     RunOrModel,
+    Settings,
     command,
     console,
     expand,
     note,
 )
-from chattune.errors import UserError
+from chattune.errors import ChecksFailed, UserError
 
 if TYPE_CHECKING:
     from chattune.evaluate import Evaluation
+    from chattune.evaluate.judge import Judge
 
 Prompts = Annotated[
     list[str] | None,
@@ -45,6 +48,18 @@ Output = Annotated[
 Html = Annotated[
     Path | None, typer.Option(help="Write a report to this HTML file too.", callback=expand)
 ]
+JudgeUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--judge", metavar="URL", help="OpenAI-compatible endpoint of a judge, up to /v1."
+    ),
+]
+JudgeModel = Annotated[
+    str | None, typer.Option("--judge-model", help="Name of the judge's model at the endpoint.")
+]
+JudgeBudget = Annotated[
+    int, typer.Option("--judge-budget", min=1, help="Number of requests that the judge may get.")
+]
 Seeds = Annotated[int, typer.Option(min=1, help="Number of replies to each prompt.")]
 
 
@@ -55,6 +70,13 @@ def evaluate(
     output: Output = None,
     seeds: Seeds = 1,
     settings: DecodingSettings = None,
+    checks: Annotated[
+        Path | None,
+        typer.Option(help="YAML file of checks; the exit code is 1 if one fails.", callback=expand),
+    ] = None,
+    judge: JudgeUrl = None,
+    judge_model: JudgeModel = None,
+    judge_budget: JudgeBudget = 1000,
     html: Html = None,
     base: RunBase = None,
     engine: EngineName = "auto",
@@ -65,6 +87,10 @@ def evaluate(
 
     Ctrl-C keeps the replies that are written; the same command goes on from there.
     """
+    from chattune.evaluate.checks import apply_checks, read_checks
+
+    wanted = [] if checks is None else read_checks(checks)
+    asked = _judge(judge, judge_model, judge_budget)
     evaluation = _evaluate(
         run_or_model,
         prompts,
@@ -79,11 +105,16 @@ def evaluate(
         _write_report(html, [evaluation], title=f"Evaluation of {run_or_model}")
     if as_json:
         typer.echo(json.dumps(evaluation.scores, ensure_ascii=False))
-        return
-    from chattune.report.terminal import as_table
+    else:
+        from chattune.report.terminal import as_table
 
-    console().print(as_table(evaluation))
-    note(f"scores and samples: {evaluation.folder}")
+        console().print(as_table(evaluation))
+        note(f"scores and samples: {evaluation.folder}")
+    outcomes = apply_checks(wanted, evaluation.judged, asked)
+    for outcome in outcomes:
+        note(str(outcome))
+    if failed := sum(not outcome.passed for outcome in outcomes):
+        raise ChecksFailed(f"{failed} of {len(outcomes)} checks failed")
 
 
 @command()
@@ -98,23 +129,45 @@ def compare(
     prompts: Prompts = None,
     seeds: Seeds = 1,
     settings: DecodingSettings = None,
+    judge: JudgeUrl = None,
+    judge_model: JudgeModel = None,
+    judge_budget: JudgeBudget = 1000,
+    votes: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSONL file of your own votes, which the judge's are compared with: `prompt` and "
+            "`better` (a, b or tie) in each line.",
+            callback=expand,
+        ),
+    ] = None,
     html: Html = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare runs or models on the same prompts: paired differences with intervals.
 
-    What has not been evaluated on these prompts is evaluated first.
+    What has not been evaluated on these prompts is evaluated first. With a judge, it also says
+    which replies the judge prefers.
     """
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
 
     from chattune.evaluate.comparing import compare as compare_evaluations
+    from chattune.evaluate.verdicts import judge_pairs, read_votes
     from chattune.report.terminal import as_comparison
 
     if len(runs_or_models) < 2:
         raise UserError("compare: give two or more runs, models or folders of evaluations")
+    asked = _judge(judge, judge_model, judge_budget)
+    own_votes = None if votes is None else read_votes(votes)
+    if asked is None and votes is not None:
+        raise UserError(f"--votes {votes}: is compared with a judge's verdicts; add --judge")
     evaluations = [_read_or_evaluate(name, prompts, seeds, settings) for name in runs_or_models]
     first, *others = evaluations
     comparisons = [compare_evaluations(first, other) for other in others]
+    if asked is not None:
+        comparisons = [
+            replace(c, verdicts=judge_pairs(asked, first.judged, other.judged, own_votes))
+            for c, other in zip(comparisons, others, strict=True)
+        ]
     if html is not None:
         title = f"Comparison of {', '.join(runs_or_models)}"
         _write_report(html, evaluations, title=title, comparisons=comparisons)
@@ -174,6 +227,83 @@ def sweep(
     console().print(as_sweep(found))
 
 
+@command()
+def study(
+    study: Annotated[
+        str,
+        typer.Argument(help="Shipped study, or path of a YAML file.", callback=expand),
+    ],
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--data",
+            metavar="NAME=SOURCE",
+            help="Take a data set of the study from another place; may be repeated.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the study; by default its name in studies/.", callback=expand),
+    ] = None,
+    settings: Settings = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Tune and evaluate models x data sets x decodings, and write study.html and study.md.
+
+    Ctrl-C stops it; the same command goes on with the cells that are missing.
+    """
+    from chattune.evaluate.progress import shown
+    from chattune.recipe import parse_overrides
+    from chattune.report.markdown import write_markdown
+    from chattune.study import comparisons, load_study
+    from chattune.study import study as run_study
+    from chattune.tuning.progress import Bar
+
+    sources = {name: str(source) for name, source in parse_overrides(data or []).items()}
+    plan = load_study(study, data=sources, settings=parse_overrides(settings or []))
+    folder = output or Path("studies") / Path(study).name.removesuffix(".yaml")
+    if dry_run:
+        for cell in plan.cells():
+            typer.echo(", ".join(cell))
+        return
+    screen = console(stderr=True)
+    with shown(screen) as progress:
+        cells = run_study(plan, folder, watcher=Bar(screen), progress=progress)
+    evaluations = [cell.evaluation for cell in cells]
+    found = list(comparisons(cells))
+    _write_report(folder / "study.html", evaluations, title=plan.title, comparisons=found)
+    write_markdown(folder / "study.md", evaluations, title=plan.title, comparisons=found)
+    note(f"the same as Markdown: {folder / 'study.md'}")
+
+
+@command()
+def diagnose(
+    run: Annotated[Path, typer.Argument(help="Run folder.", callback=expand)],
+    html: Html = None,
+    base: RunBase = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find the causes of a run's failures: evidence, place and remedy of each.
+
+    The run is evaluated first, unless it has been.
+    """
+    from chattune.diagnose import diagnose as diagnose_run
+    from chattune.evaluate.progress import shown
+    from chattune.report.terminal import as_findings
+
+    with shown(console(stderr=True)) as progress:
+        found = diagnose_run(run, base=base, progress=progress)
+    if html is not None:
+        title = f"Diagnosis of {run}"
+        _write_report(html, [found.evaluation], title=title, findings=found.findings)
+    if as_json:
+        typer.echo(json.dumps(found.to_json(), ensure_ascii=False))
+        return
+    console().print(as_findings(found.findings))
+    if found.not_examined:
+        note(f"the training data was not examined: {found.not_examined}")
+
+
 def _evaluate(run_or_model: str, prompts: list[str] | None, **options: Any) -> "Evaluation":
     """Evaluate with a progress bar."""
     from chattune.evaluate import evaluate as evaluate_model
@@ -194,6 +324,14 @@ def _read_or_evaluate(
     if folder.is_dir() and not is_run(folder) and (found := read_evaluation(folder)):
         return found
     return _evaluate(name, prompts, seeds=seeds, decoding=_decoding(settings))
+
+
+def _judge(url: str | None, model: str | None, budget: int) -> "Judge | None":
+    from chattune.evaluate.judge import Judge
+
+    if (url is None) != (model is None):
+        raise UserError("--judge and --judge-model: give both, or none")
+    return None if url is None or model is None else Judge(url, model, budget)
 
 
 def _decoding(settings: Sequence[str] | None) -> dict[str, Any]:

@@ -10,18 +10,15 @@ from chattune import __version__
 from chattune.base import Base, find_base, load_template
 from chattune.conversation import Conversation
 from chattune.data import store
-from chattune.data.clean import clean
-from chattune.data.fit import fit
-from chattune.data.formats import read_conversations
+from chattune.data.mixing import source_hashes, usable_conversations
 from chattune.data.report import DataReport, Tally, named_counts
-from chattune.data.sources import read_rows, source_hash
 from chattune.data.store import Origin, Prepared, TableWriter
 from chattune.errors import DataError, RecipeError
 from chattune.folders import CACHE, atomic_folder, cache_folder, check_output_folder, write_json
 from chattune.recipe import Recipe, RecipeLike, as_recipe
 from chattune.template import Rendered, Template
 
-__all__ = ["DataReport", "Prepared", "prepare"]
+__all__ = ["DataReport", "Prepared", "prepare", "read_conversations"]
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +28,7 @@ def prepare(
 ) -> Prepared:
     """Read, clean, cut, tokenise and split the recipe's conversations.
 
-    The result is written to `output`. Without one it goes to the cache, under a hash of source,
+    The result is written to `output`. Without one it goes to the cache, under a hash of sources,
     settings, tokenizer and version, and is read from there the next time. A `data.source` that is
     the folder of an earlier preparation is loaded as it is: its own settings count, and those of
     the recipe that differ are logged. `base` is the recipe's base if the caller has found it
@@ -47,20 +44,42 @@ def prepare(
             f"of {base.name}; use at most that"
         )
     template = load_template(base, kind=recipe.template)
+    if template.concatenated:
+        log.warning(
+            "template concatenated: no end token is learnt and prompts are part of the loss, as "
+            "in TRL's SFTTrainer on a column of text; the model will not learn to stop"
+        )
     if output is not None:
         check_output_folder(output, "output")
     if store.is_prepared(recipe.data.source):
         return store.open_prepared(recipe, base, template, output)
-    content_hash = source_hash(recipe.data)
+    hashes = source_hashes(recipe.data)
     if output is not None:
         _write(recipe, base, template, output, "output")
         return store.read_folder(output, template)
-    folder = cache_folder() / "prepared" / _cache_key(recipe, template, content_hash or "unknown")
-    if content_hash is not None and store.is_complete(folder):
+    folder = cache_folder() / "prepared" / _cache_key(recipe, template, hashes)
+    if None not in hashes and store.is_complete(folder):
         log.info("the conversations were prepared before and are read from the cache")
     else:
         _write(recipe, base, template, folder, CACHE)
     return store.read_folder(folder, template)
+
+
+def read_conversations(
+    recipe: Recipe, template: Template
+) -> tuple[list[Conversation], list[Conversation]]:
+    """Return the text of the conversations that `prepare` trains on, and of those it holds out.
+
+    Of a `data.source` that was prepared earlier, the source of that preparation is read. Raises
+    DataError if it can no longer be read.
+    """
+    if store.is_prepared(recipe.data.source):
+        origin = store.read_origin(Path(recipe.data.source))
+        recipe = recipe.model_copy(update={"data": origin.data, "seed": origin.seed})
+    sides: tuple[list[Conversation], list[Conversation]] = [], []
+    for conversation, _ in usable_conversations(recipe, template, Tally()):
+        sides[in_validation(conversation, recipe.data.validation)].append(conversation)
+    return sides
 
 
 def in_validation(conversation: Conversation, share: float) -> bool:
@@ -76,19 +95,17 @@ def in_validation(conversation: Conversation, share: float) -> bool:
 def _write(recipe: Recipe, base: Base, template: Template, folder: Path, option: str) -> None:
     """Prepare the recipe's conversations and write the folder; errors call it `option`."""
     data, tally = recipe.data, Tally()
-    conversations = read_conversations(read_rows(data, recipe.seed), data, tally)
-    usable = clean(conversations, tally, near_duplicates=data.near_duplicates == "drop")
     with atomic_folder(folder, option) as temporary:
         with (
             TableWriter(temporary / store.TRAIN) as train,
             TableWriter(temporary / store.VALIDATION) as validation,
         ):
-            for conversation, rendered in fit(usable, template, data, tally):
+            for conversation, rendered in usable_conversations(recipe, template, tally):
                 _check_end_token(rendered, template)
                 held_out = in_validation(conversation, data.validation)
                 (validation if held_out else train).write(rendered)
                 tally.add(conversation, rendered, held_out)
-        report = tally.report(data.source, _hash_of_tables(train, validation))
+        report = tally.report(_hash_of_tables(train, validation))
         _refuse_too_few(report)
         examples = [[asdict(m) for m in c.messages] for c in tally.examples]
         write_json(temporary / store.EXAMPLES, examples)
@@ -112,7 +129,7 @@ def _hash_of_tables(*tables: TableWriter) -> str:
     return hashlib.sha256("".join(table.sha256() for table in tables).encode()).hexdigest()
 
 
-def _cache_key(recipe: Recipe, template: Template, content_hash: str) -> str:
+def _cache_key(recipe: Recipe, template: Template, hashes: list[str | None]) -> str:
     """Return a hash of everything that decides the result of a preparation.
 
     The version is part of it, because another version may clean or cut otherwise.
@@ -121,14 +138,19 @@ def _cache_key(recipe: Recipe, template: Template, content_hash: str) -> str:
         "version": __version__,
         "data": recipe.data.model_dump(),
         "seed": recipe.seed,
-        "source": content_hash,
+        "sources": hashes,
         "tokenizer": store.tokenizer_hash(template),
     }
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _check_end_token(rendered: Rendered, template: Template) -> None:
-    """Raise DataError unless the last supervised token of a conversation ends the reply."""
+    """Raise DataError unless the last supervised token of a conversation ends the reply.
+
+    A concatenated conversation has no such token, of which `prepare` warns.
+    """
+    if template.concatenated:
+        return
     supervised = [
         t for t, covered in zip(rendered.ids, rendered.supervised, strict=True) if covered
     ]

@@ -1,10 +1,9 @@
 """The fitting of conversations into `max_length` tokens: cut at a turn or a sentence, or dropped.
 
-No sentence is cut in the middle, and every reply keeps its end token: a model tuned on replies
-that break off does not learn to stop.
+No sentence is cut in the middle, and every reply keeps its end token, if the template writes one: a
+model tuned on replies that break off does not learn to stop.
 """
 
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import tee
@@ -12,14 +11,8 @@ from itertools import tee
 from chattune.conversation import Conversation
 from chattune.data.report import Tally
 from chattune.recipe import DataRecipe
+from chattune.sentences import sentence_ends
 from chattune.template import Rendered, Template
-
-# A sentence ends at its mark if white space follows (none has to after CJK marks), or at the end
-# of a line.
-_SENTENCE_END = re.compile(r"[.!?…]['\")\]]*(?=\s)|[。！？]|(?<=\S)(?=\n)")
-
-# "2." or "b." at the start of a line looks like the end of a sentence but only opens a list item.
-_LIST_MARKER = re.compile(r"(?:^|\n)[ \t]*(?:\d+|[A-Za-z])\.$")
 
 
 def fit(
@@ -84,11 +77,9 @@ def _shorten_reply(first: Conversation, template: Template, max_length: int) -> 
     budget = max_length - len(template.render(with_reply("")).ids)  # tokens left for the reply
     if budget <= 0:
         return "prompt_too_long"
-    prefix = template.decode(template.encode(reply)[:budget])
-    ends = [match.end() for match in _SENTENCE_END.finditer(reply, 0, len(prefix) + 1)]
-    for end in reversed(ends):
-        if _LIST_MARKER.search(reply, 0, end):
-            continue
+    start = len(template.prompt(first.messages[:-1]))
+    prefix = template.decode(template.render(first).ids[start:][:budget])
+    for end in reversed(list(sentence_ends(reply, 0, len(prefix) + 1))):
         shorter = with_reply(reply[:end])
         if len(template.render(shorter).ids) <= max_length:
             return shorter

@@ -9,7 +9,7 @@ from typing import Any
 from chattune.conversation import Conversation, Message, Role
 from chattune.data.report import Tally
 from chattune.errors import BadRow, DataError
-from chattune.recipe import DataRecipe
+from chattune.recipe import Source
 
 Fields = dict[str, Any]
 
@@ -33,27 +33,27 @@ class Format:
     name: str
     fields: str
     matches: Callable[[Fields], bool]
-    read: Callable[[Fields, DataRecipe], list[Conversation]]
+    read: Callable[[Fields, Source], list[Conversation]]
 
 
 def read_conversations(
-    rows: Iterator[Row], recipe: DataRecipe, tally: Tally
+    rows: Iterator[Row], source: Source, tally: Tally, *, skip_bad_rows: bool = False
 ) -> Iterator[Conversation]:
     """Yield the conversations of rows that all have one format; update `tally`.
 
-    A row that cannot be used is counted as bad_row with `recipe.skip_bad_rows`, else it raises
-    DataError with its location.
+    A row that cannot be used is counted as bad_row with `skip_bad_rows`, else it raises DataError
+    with its location.
     """
     first: tuple[Row, Format] | None = None
     for row in rows:
         try:
-            row_format = _format_of(row, recipe)
+            row_format = _format_of(row, source)
             first = first or (row, row_format)
             tally.format = first[1].name
             _refuse_mixed(row, row_format, *first)
-            conversations = row_format.read(row.fields, recipe)
+            conversations = row_format.read(row.fields, source)
         except BadRow as problem:
-            if not recipe.skip_bad_rows:
+            if not skip_bad_rows:
                 raise DataError(
                     f"{row.location}: {problem}; mend it, or pass --skip-bad-rows to count and "
                     "leave out such rows"
@@ -67,10 +67,10 @@ def read_conversations(
         yield from conversations
 
 
-def _format_of(row: Row, recipe: DataRecipe) -> Format:
+def _format_of(row: Row, source: Source) -> Format:
     if row.problem:
         raise BadRow(row.problem)
-    row_format = recognise(row.fields, recipe)
+    row_format = recognise(row.fields, source)
     if row_format is None:
         known = "; ".join(f"{f.name} ({f.fields})" for f in FORMATS)
         raise BadRow(
@@ -96,19 +96,19 @@ def _excerpt(row: Row) -> str:
     return text if len(text) <= 120 else text[:117] + "..."
 
 
-def recognise(fields: Fields, recipe: DataRecipe) -> Format | None:
+def recognise(fields: Fields, source: Source) -> Format | None:
     """Return the format of a row, or None if no known format has its fields.
 
-    `recipe.columns` wins over `recipe.format`, and both over what the fields look like. Raises
+    `source.columns` wins over `source.format`, and both over what the fields look like. Raises
     DataError if the recipe names an unknown format or an incomplete mapping of columns.
     """
-    if recipe.columns is not None:
-        return _mapped(recipe.columns)
-    if recipe.format != "auto":
-        named = [f for f in FORMATS if f.name == recipe.format]
+    if source.columns is not None:
+        return _mapped(source.columns)
+    if source.format != "auto":
+        named = [f for f in FORMATS if f.name == source.format]
         if not named:
             raise DataError(
-                f"data.format: {recipe.format!r} is not known; known: auto, "
+                f"data.format: {source.format!r} is not known; known: auto, "
                 + ", ".join(f.name for f in FORMATS)
             )
         return named[0]
@@ -124,7 +124,7 @@ _SPEAKERS: dict[str, Role] = {
 }
 
 
-def _guanaco(row: Fields, _: DataRecipe) -> list[Conversation]:
+def _guanaco(row: Fields, _: Source) -> list[Conversation]:
     """Read `### Human: Hi### Assistant: Hello` (and `### System:`).
 
     Other Markdown headings in a reply, such as `### Steps`, stay part of the reply.
@@ -139,7 +139,7 @@ def _guanaco(row: Fields, _: DataRecipe) -> list[Conversation]:
 def _columns(system: str | None, user: tuple[str, ...], assistant: str) -> Callable[..., Any]:
     """Make a reader of rows with one question and one answer; `user` columns are joined."""
 
-    def read(row: Fields, _: DataRecipe) -> list[Conversation]:
+    def read(row: Fields, _: Source) -> list[Conversation]:
         question = "\n\n".join(filter(str.strip, (_text(row, name) for name in user)))
         turns: list[tuple[Role, str]] = [("user", question), ("assistant", _text(row, assistant))]
         if system is not None and _text(row, system).strip():
@@ -158,11 +158,11 @@ def _mapped(columns: Any) -> Format:
         )
     read = _columns(columns.get("system"), (columns["user"],), columns["assistant"])
 
-    def checked(row: Fields, recipe: DataRecipe) -> list[Conversation]:
+    def checked(row: Fields, source: Source) -> list[Conversation]:
         absent = [c for c in columns.values() if c not in row]
         if absent:
             raise BadRow(f"no column {absent[0]!r}; the row has {', '.join(map(str, row))}")
-        conversations: list[Conversation] = read(row, recipe)
+        conversations: list[Conversation] = read(row, source)
         return conversations
 
     return Format("columns", ", ".join(columns.values()), lambda row: True, checked)
@@ -171,18 +171,18 @@ def _mapped(columns: Any) -> Format:
 def _messages(field: str, role_key: str, text_key: str) -> Callable[..., Any]:
     """Make a reader of rows whose `field` is a list of turns."""
 
-    def read(row: Fields, _: DataRecipe) -> list[Conversation]:
+    def read(row: Fields, _: Source) -> list[Conversation]:
         return [Conversation(tuple(_turns(row.get(field), role_key, text_key)))]
 
     return read
 
 
-def _prompt_completion(row: Fields, recipe: DataRecipe) -> list[Conversation]:
+def _prompt_completion(row: Fields, source: Source) -> list[Conversation]:
     prompt, completion = row.get("prompt"), row.get("completion")
     if isinstance(prompt, list) and isinstance(completion, list):
         return [Conversation(tuple(_turns([*prompt, *completion], "role", "content")))]
     read = _columns(None, ("prompt",), "completion")
-    conversations: list[Conversation] = read(row, recipe)
+    conversations: list[Conversation] = read(row, source)
     return conversations
 
 
@@ -198,13 +198,13 @@ def _turns(turns: Any, role_key: str, text_key: str) -> Iterator[Message]:
         yield Message(role, _as_text(turn[text_key], text_key))
 
 
-def _oasst_tree(row: Fields, recipe: DataRecipe) -> list[Conversation]:
+def _oasst_tree(row: Fields, source: Source) -> list[Conversation]:
     """Read the paths of an Open-Assistant tree from its root question to a reply.
 
     With `tree_paths: best` this is one path, which follows the child of the lowest rank (0 is
     best; the first child if none has a rank); with `all` it is one path per leaf.
     """
-    paths = _paths(row.get("prompt"), best=recipe.tree_paths == "best")
+    paths = _paths(row.get("prompt"), best=source.tree_paths == "best")
     # A path that ends in a question is cut before it; siblings then give the same path once.
     trimmed = {tuple(p[:-1] if p[-1].role == "user" else p): None for p in paths}
     return [Conversation(path) for path in trimmed if path]

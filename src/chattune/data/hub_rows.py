@@ -11,7 +11,7 @@ from typing import Any
 from chattune import hub
 from chattune.data.formats import Row
 from chattune.errors import DataError, HubError, HubNotFound, HubUnreachable, first_line
-from chattune.recipe import DataRecipe
+from chattune.recipe import Source
 
 MAX_FETCHED = 512 << 20  # bytes; a sample of a larger data set is streamed
 _SHUFFLE_BUFFER = 10_000
@@ -38,7 +38,7 @@ def hub_commit(source: str) -> str | None:
         return commit
 
 
-def hub_rows(recipe: DataRecipe, seed: int) -> Iterator[Row]:
+def hub_rows(source: Source, seed: int) -> Iterator[Row]:
     """Yield the rows of a Hub data set from downloaded files, compared with the Hub's hashes.
 
     A sample of a data set above MAX_FETCHED bytes is streamed instead. No file is read as a whole
@@ -49,36 +49,36 @@ def hub_rows(recipe: DataRecipe, seed: int) -> Iterator[Row]:
     from datasets.exceptions import DatasetNotFoundError, DatasetsError
     from huggingface_hub.utils import httpx
 
-    source = recipe.source
+    name = source.source
     try:
         with hub.quiet_hub(datasets):
-            commit = hub.fetch(source, "dataset", ["README.md"]).name
-            builder = _builder(source, commit)
+            commit = hub.fetch(name, "dataset", ["README.md"]).name
+            builder = _builder(name, commit)
             files = _hub_files(builder)
-            if recipe.rows is None or _hub_size(source, commit, files) <= MAX_FETCHED:
-                hub.fetch(source, "dataset", [glob.escape(file) for file in files], commit)
-                yield from _fetched_rows(builder, recipe, seed)
+            if source.rows is None or _hub_size(name, commit, files) <= MAX_FETCHED:
+                hub.fetch(name, "dataset", [glob.escape(file) for file in files], commit)
+                yield from _fetched_rows(builder, source, seed)
             else:
-                yield from _streamed_rows(builder, recipe, seed)
+                yield from _streamed_rows(builder, source, seed)
     except (DatasetNotFoundError, HubNotFound) as error:
         raise DataError(
-            f"{source}: no such data set on the Hub, or it is private or gated, and no such file; "
+            f"{name}: no such data set on the Hub, or it is private or gated, and no such file; "
             "check the name, or log in with `hf auth login`"
         ) from error
     except HubUnreachable as error:
         raise DataError(
-            f"{source}: not on this machine, and the Hub cannot be reached; on a machine with a "
-            f"network, run `hf download --repo-type dataset {source} --local-dir FOLDER`, and give "
+            f"{name}: not on this machine, and the Hub cannot be reached; on a machine with a "
+            f"network, run `hf download --repo-type dataset {name} --local-dir FOLDER`, and give "
             "that folder"
         ) from error
     except HubError as error:
-        raise DataError(f"{source}: {error}") from error
+        raise DataError(f"{name}: {error}") from error
     except (DatasetsError, httpx.HTTPError, OSError, EOFError, ValueError, zlib.error) as error:
         problem = hub.cache_problem(error) or (
             f"cannot be read from the Hub ({first_line(error.__cause__ or error)}); give a local "
             "file instead, or try again"
         )
-        raise DataError(f"{source}: {problem}") from error
+        raise DataError(f"{name}: {problem}") from error
 
 
 def _builder(source: str, commit: str) -> Any:
@@ -106,18 +106,18 @@ def _hub_size(source: str, commit: str, files: list[str]) -> int:
     return sum(file.size or 0 for file in info.siblings or [] if file.rfilename in set(files))
 
 
-def _fetched_rows(builder: Any, recipe: DataRecipe, seed: int) -> Iterator[Row]:
+def _fetched_rows(builder: Any, source: Source, seed: int) -> Iterator[Row]:
     """Yield all rows from a memory-mapped table, or a uniform sample of them in order."""
     builder.download_and_prepare()
-    data = builder.as_dataset(split=recipe.split)
+    data = builder.as_dataset(split=source.split)
     chosen: Iterable[int] = range(len(data))
-    if recipe.rows is not None and recipe.rows < len(data):
-        chosen = sorted(random.Random(seed).sample(range(len(data)), recipe.rows))
+    if source.rows is not None and source.rows < len(data):
+        chosen = sorted(random.Random(seed).sample(range(len(data)), source.rows))
     for i in chosen:
-        yield Row(f"{recipe.source}: row {i + 1}", data[i])
+        yield Row(f"{source.source}: row {i + 1}", data[i])
 
 
-def _streamed_rows(builder: Any, recipe: DataRecipe, seed: int) -> Iterator[Row]:
+def _streamed_rows(builder: Any, source: Source, seed: int) -> Iterator[Row]:
     """Yield a sample: row groups (or files) in random order, and rows shuffled in a buffer.
 
     It is less even than a uniform sample, but little more than the buffer is downloaded.
@@ -126,7 +126,7 @@ def _streamed_rows(builder: Any, recipe: DataRecipe, seed: int) -> Iterator[Row]
 
     datasets.config.STREAMING_READ_MAX_RETRIES = _STREAMING_RETRIES  # the default 20 take 10 min
     datasets.config.STREAMING_OPEN_MAX_RETRIES = _STREAMING_RETRIES
-    data = builder.as_streaming_dataset(split=recipe.split).reshard()
-    data = data.shuffle(seed=seed, buffer_size=_SHUFFLE_BUFFER).take(recipe.rows)
+    data = builder.as_streaming_dataset(split=source.split).reshard()
+    data = data.shuffle(seed=seed, buffer_size=_SHUFFLE_BUFFER).take(source.rows)
     for i, fields in enumerate(data):
-        yield Row(f"{recipe.source}: sampled row {i + 1}", dict(fields))
+        yield Row(f"{source.source}: sampled row {i + 1}", dict(fields))

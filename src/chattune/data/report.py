@@ -16,15 +16,30 @@ from chattune.template import Rendered, Template
 
 _QUANTILES = (0, 0.25, 0.5, 0.75, 0.95, 1)
 _MAX_EXAMPLES = 16
-_LANGUAGE_SAMPLE = 500  # training conversations whose language is detected
+_LANGUAGE_SAMPLE = 500  # at most so many training conversations have their language detected
+
+
+@dataclass(frozen=True)
+class SourceCount:
+    """How many rows of one source were read, in which format, and how many were kept.
+
+    `wanted` is the number that the weight of a mixed source asks for, and None for the main source.
+    """
+
+    source: str
+    format: str
+    rows: int
+    kept: int
+    wanted: int | None = None
 
 
 @dataclass(frozen=True)
 class DataReport:
     """Counts of one preparation; `rows == kept + sum(dropped.values())` always holds.
 
-    `length_quantiles` are in tokens, `turns` maps replies per conversation to conversations, and
-    `fingerprint` is a hash of the tokens that are trained and validated on.
+    `source` and `format` are those of the main source, and `sources` has an entry for each source,
+    the main one first. `length_quantiles` are in tokens, `turns` maps replies per conversation to
+    conversations, and `fingerprint` is a hash of the tokens that are trained and validated on.
     """
 
     source: str
@@ -41,12 +56,16 @@ class DataReport:
     length_quantiles: dict[str, int]
     languages: dict[str, int]
     fingerprint: str
+    sources: list[SourceCount] = field(default_factory=list)  # reports of older versions have none
 
     def __post_init__(self) -> None:
         if self.rows != self.kept + sum(self.dropped.values()):
             raise AssertionError(f"{self.rows} rows, but {self.kept} kept and {self.dropped}")
         if self.kept != self.train + self.validation:
             raise AssertionError(f"{self.kept} kept, but {self.train} + {self.validation}")
+        counts = [sum(s.rows for s in self.sources), sum(s.kept for s in self.sources)]
+        if self.sources and counts != [self.rows, self.kept]:
+            raise AssertionError(f"{self.rows} rows, {self.kept} kept, but {self.sources}")
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as a dictionary that can be written as JSON."""
@@ -55,7 +74,9 @@ class DataReport:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "DataReport":
         """Build a report from parsed JSON, whose object keys are always strings."""
-        return cls(**{**values, "turns": {int(k): v for k, v in values["turns"].items()}})
+        turns = {int(k): v for k, v in values["turns"].items()}
+        sources = [SourceCount(**count) for count in values.get("sources", [])]
+        return cls(**{**values, "turns": turns, "sources": sources})
 
 
 @dataclass
@@ -63,11 +84,14 @@ class Tally:
     """Running counts that the steps from row to training example update in place.
 
     `rows` counts conversations read and rows that gave none, so that `rows == kept + dropped`
-    also holds for trees, which hold several conversations each.
+    also holds for trees, which hold several conversations each. `format` is that of the source that
+    is read, until `end_source` counts it among the `sources`.
     """
 
     format: str = "none"
+    sources: list[SourceCount] = field(default_factory=list)
     rows: int = 0
+    kept: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     cut: dict[str, int] = field(
         default_factory=lambda: {"conversations": 0, "tokens": 0, "replies": 0}
@@ -78,33 +102,51 @@ class Tally:
     validation: int = 0
     held_out: list[Conversation] = field(default_factory=list)
     trained: list[Conversation] = field(default_factory=list)
+    stride: int = 1  # `trained` has every so many-th training conversation, from all sources alike
 
     def add(self, conversation: Conversation, rendered: Rendered, held_out: bool) -> None:
         """Count one kept conversation."""
+        self.kept += 1
         self.lengths[len(rendered.ids)] += 1
         self.supervised += sum(rendered.supervised)
         self.turns[conversation.roles.count("assistant")] += 1
         self.validation += held_out
         if held_out and len(self.held_out) < _MAX_EXAMPLES:
             self.held_out.append(conversation)
-        elif not held_out and len(self.trained) < _LANGUAGE_SAMPLE:
+        elif not held_out and (self.kept - self.validation - 1) % self.stride == 0:
             self.trained.append(conversation)
+            if len(self.trained) == _LANGUAGE_SAMPLE:
+                del self.trained[1::2]
+                self.stride *= 2
+
+    def end_source(self, source: str, wanted: int | None = None) -> None:
+        """Count what was read and kept since the last source ended as that of `source`.
+
+        Conversations of a mixed source that were neither kept nor dropped before are those that
+        its weight leaves out; they are dropped as not_sampled.
+        """
+        if wanted is not None:
+            self.dropped["not_sampled"] += self.rows - self.kept - self.dropped.total()
+        rows = self.rows - sum(s.rows for s in self.sources)
+        kept = self.kept - sum(s.kept for s in self.sources)
+        self.sources.append(SourceCount(source, self.format, rows, kept, wanted))
+        self.format = "none"
 
     @property
     def examples(self) -> list[Conversation]:
         """A few held-out conversations, or training ones if nothing is held out."""
         return self.held_out or self.trained[:_MAX_EXAMPLES]
 
-    def report(self, source: str, tables_hash: str) -> DataReport:
+    def report(self, tables_hash: str) -> DataReport:
         """Return the report of everything counted so far."""
         lengths = list(self.lengths.elements())
         return DataReport(
-            source=source,
-            format=self.format,
+            source=self.sources[0].source,
+            format=self.sources[0].format,
             rows=self.rows,
-            kept=len(lengths),
+            kept=self.kept,
             dropped={reason: n for reason, n in sorted(self.dropped.items()) if n},
-            train=len(lengths) - self.validation,
+            train=self.kept - self.validation,
             validation=self.validation,
             tokens=sum(lengths),
             supervised_tokens=self.supervised,
@@ -113,6 +155,7 @@ class Tally:
             length_quantiles=length_quantiles(lengths) if lengths else {},
             languages=languages(self.trained + self.held_out),
             fingerprint=tables_hash,
+            sources=self.sources,
         )
 
 
@@ -137,7 +180,11 @@ def as_table(report: DataReport) -> RenderableType:
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    table.add_row("source", f"{escape(report.source)} (recognised as {report.format})")
+    counts = report.sources if len(report.sources) > 1 else []
+    main_kept = f": {counts[0].kept:,} kept" if counts else ""
+    table.add_row("source", f"{escape(report.source)} (recognised as {report.format}){main_kept}")
+    for count in counts[1:]:
+        table.add_row("mixed in", _mixed_in(count))
     table.add_row("rows", f"{report.rows:,} = {report.kept:,} kept + {_dropped(report.dropped)}")
     table.add_row("split", f"{report.train:,} train, {report.validation:,} validation")
     table.add_row(
@@ -189,6 +236,13 @@ def _spans(example: Rendered) -> list[tuple[list[int], bool]]:
 def named_counts(counts: dict[str, int]) -> str:
     """Format counts for one line of text, such as `duplicate 3, empty_turn 1`."""
     return ", ".join(f"{name} {n:,}" for name, n in counts.items())
+
+
+def _mixed_in(count: SourceCount) -> str:
+    wanted = count.wanted or 0
+    fewer = f", all that it has of the {wanted:,} wanted" if count.kept < wanted else ""
+    recognised = f"{escape(count.source)} (recognised as {count.format})"
+    return f"{recognised}: {count.kept:,} kept{fewer}"
 
 
 def _dropped(counts: dict[str, int]) -> str:

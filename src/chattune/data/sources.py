@@ -10,32 +10,32 @@ from chattune.data.files import EMBEDDED, SUFFIXES, content_hash, file_rows, loc
 from chattune.data.formats import Row
 from chattune.data.hub_rows import hub_commit, hub_rows
 from chattune.errors import DataError
-from chattune.recipe import DataRecipe
+from chattune.recipe import Source
 
 
-def read_rows(recipe: DataRecipe, seed: int) -> Iterator[Row]:
-    """Return the rows of the recipe's source, or a seeded sample of `recipe.rows` of them.
+def read_rows(source: Source, seed: int) -> Iterator[Row]:
+    """Return the rows of a source, or a seeded sample of `source.rows` of them.
 
     Only the rows of a sample are held in memory. A row that cannot be read is yielded with its
     problem. Raises DataError if the source is missing, empty or of an unknown kind.
     """
-    if _is_hub_id(recipe.source):
-        rows = hub_rows(recipe, seed)
+    if _is_hub_id(source.source):
+        rows = hub_rows(source, seed)
     else:
-        rows = itertools.chain.from_iterable(file_rows(f) for f in local_files(recipe.source))
-        if recipe.rows is not None:
-            rows = iter(_sample(rows, recipe.rows, seed))
+        rows = itertools.chain.from_iterable(file_rows(f) for f in local_files(source.source))
+        if source.rows is not None:
+            rows = iter(_sample(rows, source.rows, seed))
     first = next(rows, None)
     if first is None:
-        raise DataError(f"{recipe.source}: empty; give a source with conversations")
+        raise DataError(f"{source.source}: empty; give a source with conversations")
     return itertools.chain([first], rows)
 
 
-def source_hash(recipe: DataRecipe) -> str | None:
-    """Return a hash of the source's content, or None if a Hub data set's commit is unknown."""
-    if _is_hub_id(recipe.source):
-        return hub_commit(recipe.source)
-    return content_hash(recipe.source)
+def source_hash(source: Source) -> str | None:
+    """Return a hash of a source's content, or None if a Hub data set's commit is unknown."""
+    if _is_hub_id(source.source):
+        return hub_commit(source.source)
+    return content_hash(source.source)
 
 
 def _is_hub_id(source: str) -> bool:

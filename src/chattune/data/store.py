@@ -154,7 +154,7 @@ def open_prepared(recipe: Recipe, base: Base, template: Template, output: Path |
     positions than it needs.
     """
     folder = Path(recipe.data.source)
-    origin = _read_origin(folder)
+    origin = read_origin(folder)
     if origin.tokenizer != tokenizer_hash(template):
         raise DataError(
             f"{folder}: prepared for base {origin.base}, whose tokenizer or chat template is not "
@@ -175,7 +175,7 @@ def open_prepared(recipe: Recipe, base: Base, template: Template, output: Path |
     return read_folder(output or folder, template)
 
 
-def _read_origin(folder: Path) -> Origin:
+def read_origin(folder: Path) -> Origin:
     """Read prepared.json and compare the other files with the hashes in it.
 
     Raises DataError that names the first file that is missing, damaged or changed.
@@ -208,10 +208,11 @@ def _unused_settings(recipe: Recipe, origin: Origin) -> list[str]:
         for name, value in current.items()
         if value != prepared[name]
     ]
-    if origin.data.rows is not None and origin.seed != recipe.seed:
+    sampled = origin.data.mix or origin.data.rows is not None
+    if sampled and origin.seed != recipe.seed:
         unused.append(
-            f"seed: rows sampled with {origin.seed}, the recipe's {recipe.seed} is used for the "
-            "training only"
+            f"seed: conversations sampled with {origin.seed}, the recipe's {recipe.seed} is used "
+            "for the training only"
         )
     return unused
 

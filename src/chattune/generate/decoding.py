@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -10,7 +10,9 @@ from chattune.errors import ChatError
 
 # Dividing logits by a lower temperature leaves the range of fp32; the limit is greedy decoding.
 _GREEDY = 1e-4
-_RECOMMENDED = ("do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+RECOMMENDED = ("do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+
+Finish = Literal["cut", "sentence", "continue", "summary"]
 
 
 class Decoding(BaseModel):
@@ -36,6 +38,15 @@ class Decoding(BaseModel):
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         (), description="texts that end a reply and are left out of it"
     )
+    finish: Finish = Field(
+        "cut",
+        description="what becomes of a reply of max_new_tokens that has not ended: it is cut, ends "
+        "with its last whole sentence (sentence), goes on to the end of its sentence (continue), "
+        "or loses its least important sentences (summary)",
+    )
+    finish_tokens: int = Field(
+        64, ge=0, description="tokens after max_new_tokens for `continue` and `summary`"
+    )
     seed: int | None = Field(None, ge=0, lt=2**63, description="the same seed gives the same reply")
 
     @field_validator("stop", mode="before")
@@ -50,6 +61,12 @@ class Decoding(BaseModel):
         """True if each token is the most probable one."""
         return not self.do_sample or self.temperature <= _GREEDY
 
+    @property
+    def most_tokens(self) -> int:
+        """The most tokens that an engine may write, for max_new_tokens and for `finish`."""
+        extra = self.finish_tokens if self.finish in ("continue", "summary") else 0
+        return self.max_new_tokens + extra
+
     @classmethod
     def of(cls, folder: Path) -> Self:
         """Return the recommendations of a model or run folder, or else the defaults.
@@ -60,7 +77,7 @@ class Decoding(BaseModel):
         path = folder / "generation_config.json"
         try:
             config = json.loads(path.read_text("utf-8"))
-            recommended = {n: config[n] for n in _RECOMMENDED if config.get(n) is not None}
+            recommended = {n: config[n] for n in RECOMMENDED if config.get(n) is not None}
         except FileNotFoundError:
             return cls()
         except (OSError, ValueError, TypeError, AttributeError) as error:

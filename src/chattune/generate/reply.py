@@ -16,8 +16,8 @@ _BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")  # a one-byte token, as ByteFallback de
 class Reply:
     """A complete reply: its text, its number of tokens (end token included), and why it ended.
 
-    `finish` is "stop" if the model wrote its end token or a stop text, and "length" if the reply
-    was cut off.
+    `tokens` counts those too whose text was left out in the end. `finish` is "stop" if the model
+    wrote its end token or a stop text, and "length" if the reply was cut off.
     """
 
     text: str

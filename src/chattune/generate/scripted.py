@@ -17,11 +17,12 @@ class ScriptedEngine:
         self.prompts: list[list[int]] = []
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], decoding: Decoding
+        self, prompts: Sequence[Sequence[int]], decoding: Decoding | Sequence[Decoding]
     ) -> Iterator[tuple[int, int]]:
         """Yield (index of prompt, token id); see Engine."""
-        for index, prompt in enumerate(prompts):
+        decodings = [decoding] * len(prompts) if isinstance(decoding, Decoding) else decoding
+        for index, (prompt, settings) in enumerate(zip(prompts, decodings, strict=True)):
             reply = self._replies[len(self.prompts) % len(self._replies)]
             self.prompts.append(list(prompt))
-            for token in reply[: decoding.max_new_tokens]:
+            for token in reply[: settings.max_new_tokens]:
                 yield index, token

@@ -1,6 +1,9 @@
 """The model card of a run: its base, data, results and limits, read from the run's own files."""
 
+from typing import Any
+
 from chattune.base import is_on_hub
+from chattune.recipe import Recipe
 from chattune.run import Run
 
 
@@ -18,7 +21,7 @@ def model_card(run: Run, *, merged: bool = False) -> str:
         kind = "stand-alone model: the LoRA adapter is merged into the base's weights, in fp32"
     rows = [
         ("base", f"`{recipe.base}` (fingerprint `{facts['base']['fingerprint'][:16]}`)"),
-        ("conversations", f"`{data['source']}` ({data['format']}), {data['train']:,} trained on"),
+        ("conversations", f"{_sources(data)}, {data['train']:,} trained on"),
         ("tokens", f"{data['tokens']:,}, {data['supervised_tokens']:,} supervised"),
         ("adapter", f"LoRA r={recipe.lora.rank}, alpha={recipe.lora.alpha:g}"),
         (
@@ -51,8 +54,7 @@ A chatbot, tuned with chattune {facts["versions"]["chattune"]} and saved as a {k
 |---|---|
 {table}
 
-The loss covers the replies alone, each with the end token that closes it. The chat template is
-stored with the tokenizer.
+{_what_is_learnt(recipe)} The chat template is stored with the tokenizer.
 
 ## Samples
 
@@ -67,6 +69,16 @@ This is a small model tuned on a small data set. It can be confidently wrong, it
 data holds, biases included, and it knows nothing newer than its base. Do not rely on it for
 medical, legal or financial advice. The licences of the base and of the conversations apply to it.
 """
+
+
+def _sources(data: dict[str, Any]) -> str:
+    return ", ".join(f"`{s['source']}` ({s['format']})" for s in data.get("sources") or [data])
+
+
+def _what_is_learnt(recipe: Recipe) -> str:
+    if recipe.template == "concatenated":
+        return "The loss covers every token, prompts included, and no end token is learnt."
+    return "The loss covers the replies alone, each with the end token that closes it."
 
 
 def _quoted(text: str) -> str:

@@ -29,12 +29,13 @@ log = logging.getLogger(__name__)
 def chat_page(bot: Chatbot, title: str) -> "ChatInterface":
     """Return a page for chatting with `bot`'s model; each visitor has their own history."""
     recommended, longest = bot.decoding, bot.positions // 2
-    defaults = {
+    defaults: dict[str, Any] = {
         "temperature": 0.0 if recommended.greedy else recommended.temperature,
         "top_k": recommended.top_k,
         "top_p": recommended.top_p,
         "max_new_tokens": min(recommended.max_new_tokens, longest),
         "repetition_penalty": recommended.repetition_penalty,
+        "finish": recommended.finish,
     }
 
     def answer(
@@ -46,8 +47,9 @@ def chat_page(bot: Chatbot, title: str) -> "ChatInterface":
         top_p: float | None,
         max_new_tokens: float | None,
         repetition_penalty: float | None,
+        finish: str | None,
     ) -> Iterator[str]:
-        chosen = (temperature, top_k, top_p, max_new_tokens, repetition_penalty)
+        chosen = (temperature, top_k, top_p, max_new_tokens, repetition_penalty, finish)
         settings = {
             name: default if value is None else value
             for (name, default), value in zip(defaults.items(), chosen, strict=True)
@@ -85,6 +87,7 @@ def chat_page(bot: Chatbot, title: str) -> "ChatInterface":
             _slider(0.05, 1, defaults["top_p"], 0.05, "Top-p"),
             _slider(8, longest, defaults["max_new_tokens"], 8, "Maximum length (tokens)"),
             _slider(1, 2, defaults["repetition_penalty"], 0.05, "Repetition penalty"),
+            _finish_choice(defaults["finish"]),
         ],
         save_history=False,
         analytics_enabled=False,
@@ -110,6 +113,19 @@ def _slider(low: float, high: float, value: float, step: float, label: str) -> g
     slider = gr.Slider(min(low, value), max(high, value), value, step=step, label=label)
     slider.preprocess = lambda payload: payload
     return slider
+
+
+def _finish_choice(value: str) -> gr.Radio:
+    """Return the choice of Decoding's `finish`; Decoding checks it, as it does a slider's value."""
+    choices = [
+        ("is cut off", "cut"),
+        ("ends with its last whole sentence", "sentence"),
+        ("goes on to the end of its sentence", "continue"),
+        ("loses its least important sentences, and is shown when it is complete", "summary"),
+    ]
+    radio = gr.Radio(choices, value=value, label="A reply of the maximum length")
+    radio.preprocess = lambda payload: payload
+    return radio
 
 
 def serve_page(

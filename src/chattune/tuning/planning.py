@@ -44,15 +44,15 @@ class Plan:
         They are the fingerprints of base and data and where the base comes from, the device with
         the dtype chosen for it, the size of the packs, and the length of the warm-up.
         """
-        report = self.prepared.report
-        names = ("source", "format", "train", "validation", "tokens", "supervised_tokens")
+        report = self.prepared.report.to_json()
+        names = ("source", "format", "sources", "train", "validation", "tokens")
         return {
             "base": {
                 "name": self.base.name,
                 "origin": self.base.origin,
                 "fingerprint": self.base.fingerprint(),
             },
-            "data": {name: getattr(report, name) for name in (*names, "fingerprint")},
+            "data": {name: report[name] for name in (*names, "supervised_tokens", "fingerprint")},
             "device": asdict(self.device),
             "training": {
                 "token_budget": self.estimate.token_budget,

@@ -19,7 +19,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from chattune.errors import TrainingDiverged
-from chattune.models.packing import speed_up_training
+from chattune.models.packing import causal_model, speed_up_training
 from chattune.recipe import Recipe
 from chattune.run import ADAPTER_WEIGHTS, CHECKPOINTS, METRICS
 from chattune.template import IGNORED_LABEL
@@ -27,6 +27,7 @@ from chattune.tuning.batches import collate, passes
 from chattune.tuning.interrupt import Interruption
 from chattune.tuning.journal import Journal, Meter, keep_lines_until
 from chattune.tuning.loss import SupervisedLoss
+from chattune.tuning.neftune import noisy_embeddings
 from chattune.tuning.planning import Plan
 from chattune.tuning.progress import Watcher
 from chattune.tuning.resuming import (
@@ -85,6 +86,7 @@ def train(
         trainer = _Trainer(
             token_budget=plan.estimate.token_budget,
             longest=prepared.report.length_quantiles["100%"],
+            neftune=plan.recipe.training.neftune,
             meter=meter,
             model=model,
             args=_arguments(plan, folder),
@@ -206,7 +208,9 @@ class _Trainer(SFTTrainer):  # type: ignore[misc]  # trl is untyped
     means of batches, so that a short reply counts as much as a long one.
     """
 
-    def __init__(self, token_budget: int, longest: int, meter: Meter, **arguments: Any) -> None:
+    def __init__(
+        self, token_budget: int, longest: int, neftune: float, meter: Meter, **arguments: Any
+    ) -> None:
         super().__init__(data_collator=collate, **arguments)
         packing = speed_up_training(self.model, longest=longest)
         if packing.problem:
@@ -215,6 +219,7 @@ class _Trainer(SFTTrainer):  # type: ignore[misc]  # trl is untyped
                 packing.problem,
             )
         self._nats = SupervisedLoss(self.model, packing)
+        self._embeddings, self._neftune = causal_model(self.model).get_input_embeddings(), neftune
         self._token_budget = 0 if packing.problem else token_budget
         self._meter = meter
         self._step_inputs: dict[str, Any] = {}
@@ -256,7 +261,8 @@ class _Trainer(SFTTrainer):  # type: ignore[misc]  # trl is untyped
         supervised = (inputs["labels"] != IGNORED_LABEL).sum()
         total = torch.zeros((), device=self.args.device)
         for ids, labels, lengths in passes(inputs, self._token_budget):
-            nats = self._nats(ids, labels, lengths)
+            with noisy_embeddings(self._embeddings, self._neftune, lengths):
+                nats = self._nats(ids, labels, lengths)
             self.accelerator.backward(nats / supervised)
             total += nats.detach() / supervised
         return total

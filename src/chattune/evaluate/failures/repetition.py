@@ -1,0 +1,243 @@
+"""Replies that repeat themselves, and how much of a text is repetition."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
+
+from chattune.evaluate.failures.text import (
+    CODE_LINE,
+    SPECIAL_TOKEN,
+    Found,
+    Span,
+    Word,
+    lines,
+    merged,
+    sentences,
+    without_code,
+    words,
+)
+from chattune.evaluate.sample import Sample
+
+# Of 7,500 replies by people, GPT-3.5 and GPT-4, one in 100 has a higher seq_rep_4, songs aside.
+_MOSTLY = 0.2
+_MOSTLY_IN_VERSE = 0.6
+_ENOUGH = 20  # words below which a share of repeated 4-grams says nothing
+_LONG_PASSAGE = 20, 80  # words and characters
+_LONG_SENTENCE, _SENTENCE = 6, 4  # words
+_VERSE = re.compile(
+    r"\b(?:songs?|lyrics?|poems?|poetry|rap|chorus|hymns?|haikus?|sonnets?|ballads?|verses?|odes?"
+    r"|limericks?|rhymes?|chants?|carols?|lullab\w+|anthems?|refrains?|psalms?|prayers?|mantras?"
+    r"|canci[oó]n\w*|letra|chansons?|po[eèé]m\w*|gedichte?|lied(?:er)?|canzon\w+)\b|песн|стих",
+    re.IGNORECASE,
+)
+_ASKS_FOR_REPETITION = re.compile(
+    r"\brepeat|\b(?:\d+|two|three|four|five|six|seven|eight|nine|ten|twenty|fifty|hundred|many) times"
+    r"\b|\bover and over\b|\bagain and again\b",
+    re.IGNORECASE,
+)
+# What numbers or names a line: "2. ", "b) ", "Step 3: ", "### Assistant: ".
+_LABEL = re.compile(
+    r"[\s#>*•●▪–-]*(?:(?:(?:step|part|day|week|item)[\s-]*)?\(?(?:\d{1,3}|[a-z])[.):]\s"
+    r"|(?<=[#] )[\w -]{1,20}:\s)?[\s*#]*",
+    re.IGNORECASE,
+)
+_FIELD = re.compile(r"[\s*•–-]*[A-Z][\w /-]{0,30}:\s")  # a line such as "Breakfast: porridge"
+# A unit of up to eight letters or four signs over and over, without the signs that draw lines.
+_CHARACTERS = re.compile(r"([^\W_]{1,8}?)\1{15,}|([^\s\w=_.*#~|-]{1,4}?)\2{24,}")
+_FEWEST_CHARACTERS = 40
+
+_Unit = tuple[Span, tuple[str, ...]]  # where a sentence is, and its words
+
+
+def seq_rep_4(text: str) -> float:
+    """Return the share of a text's word 4-grams that occurred in it before, from 0 to 1.
+
+    This is 1 - unique 4-grams / all 4-grams, which Welleck et al. (2020) call seq-rep-4, over words
+    instead of tokens, so that it does not depend on a tokenizer. https://arxiv.org/abs/1908.04319
+    """
+    return _seq_rep_4([w.text for w in words(text)])
+
+
+def repetition(samples: Sequence[Sample]) -> Found:
+    """Find replies that say the same thing again and again.
+
+    One of these is in the reply: a sentence, line or list item of six words or more for the second
+    time, or of four or five words for the third time or soon after the first; a phrase or a series
+    of letters that occurs three times or more without a break; a passage of 20 words that occurred
+    before; or so many repeated words that a fifth of the 4-grams occurred before (see
+    `seq_rep_4`). In a song or poem that was asked for, only unbroken repetition counts, and 4-grams
+    from six tenths on.
+
+    Passed over are code and tables, sentences of the prompt, a result that is stated once more at
+    the end, lines of a plan such as "Rest: 60 seconds" that recur at a distance, the words that the
+    items of a list have in common, and prompts that ask to repeat something. The spans are what
+    occurred before.
+    """
+    return [_repeated(s) for s in samples]
+
+
+def _repeated(sample: Sample) -> list[Span]:
+    if _ASKS_FOR_REPETITION.search(sample.question):
+        return []
+    asked = " ".join(m.content for m in sample.messages if m.role != "assistant")
+    text = _prose(sample.reply)
+    found = words(text)
+    spans = [m.span() for m in _CHARACTERS.finditer(text) if _is_long(m.group())]
+    loops, passages = _passages(text, found)
+    if _VERSE.search(asked):
+        mostly = _seq_rep_4([w.text for w in found]) >= _MOSTLY_IN_VERSE
+    else:
+        units = _units(text)
+        again = [*_repeated_units(text, units, " ".join(w.text for w in words(asked))), *passages]
+        if len(again) > 1 or not any(_restates_result(text, span) for span in again):
+            loops += again
+        mostly = _repeats_most(text, units)
+    spans += loops
+    if mostly and not spans:
+        spans += _repeated_4_grams(found)
+    return merged(spans)
+
+
+def _is_long(text: str) -> bool:
+    return len(text) >= _FEWEST_CHARACTERS
+
+
+def _prose(reply: str) -> str:
+    """Return a text of equal length with spaces instead of code, tables and special tokens."""
+    text = SPECIAL_TOKEN.sub(lambda m: "\n" * len(m.group()), without_code(reply))
+    spans = lines(text)
+    like_code = [bool(CODE_LINE.search(text[a:b])) or text[a:b].count("|") > 1 for a, b in spans]
+    pieces, done = [], 0
+    for i, (start, end) in enumerate(spans):
+        if like_code[i] and any(like_code[max(0, i - 1) : i] + like_code[i + 1 : i + 2]):
+            pieces += [text[done:start], " " * (end - start)]
+            done = end
+    return "".join([*pieces, text[done:]])
+
+
+def _units(text: str) -> list[_Unit]:
+    """Return the sentences of a text, without the labels that lines begin with."""
+    units = []
+    for start, end in sentences(text):
+        label = _LABEL.match(text, start, end)
+        begin = label.end() if label and label.end() < end else start
+        if key := tuple(w.text for w in words(text[begin:end])):
+            units.append(((start, end), key))
+    return units
+
+
+def _repeated_units(text: str, units: Sequence[_Unit], prompt: str) -> list[Span]:
+    """Return the sentences that are repeated too often; `prompt` is the words of the prompt."""
+    places: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for i, (_, key) in enumerate(units):
+        places[key].append(i)
+    repeated = []
+    for key, at in places.items():
+        apart = min((b - a for a, b in pairwise(at)), default=0)
+        if apart > 2 and _FIELD.match(text, *units[at[0]][0]):
+            continue
+        if _too_often(key, at) and (len(at) > 3 or " ".join(key) not in prompt):
+            repeated += [units[i][0] for i in at[1:]]
+    return repeated
+
+
+def _too_often(key: Sequence[str], at: Sequence[int]) -> bool:
+    """Return whether a sentence with these words, at these places in order, is repeated too often."""
+    count = sum(0.5 if _is_character(word) else 1 for word in key)
+    if len(at) < 2:
+        return False
+    if count >= _LONG_SENTENCE:
+        return True
+    if count >= _SENTENCE:
+        return len(at) > 2 or at[1] - at[0] < 3
+    return any(fourth - first == 3 for first, fourth in zip(at, at[3:], strict=False))
+
+
+def _passages(text: str, found: Sequence[Word]) -> tuple[list[Span], list[Span]]:
+    """Return the passages that continue a loop, and the other long ones that occurred before.
+
+    A passage is a run of 4-grams of which each occurred so many words before. It is a loop if it is
+    twice as long as that distance, because then its phrase occurs three times, and in one sentence
+    if it is as long as that.
+    """
+    loops, passages = [], []
+    last: dict[tuple[str, ...], int] = {}
+    texts = [w.text for w in found]
+    distance = begin = 0
+    for i in range(len(texts) - 2):
+        gram = tuple(texts[i : i + 4])
+        apart = i - last.get(gram, i) if len(gram) == 4 else 0
+        if apart != distance:
+            length = i - begin + 3
+            span = found[begin].start, found[i + 2].end
+            if distance and _is_loop(text[found[begin - distance].start : span[1]], length, distance):
+                loops.append(span)
+            elif distance and length >= _LONG_PASSAGE[0] and span[1] - span[0] >= _LONG_PASSAGE[1]:
+                passages.append(span)
+            distance, begin = apart, i
+        last[gram] = i
+    return loops, passages
+
+
+def _is_loop(text: str, length: int, distance: int) -> bool:
+    """Return whether a text, whose last `length` words occurred `distance` words before, loops."""
+    if length + distance < 8:
+        return False
+    in_one_sentence = length >= distance and not re.search(r"[.:;!?\n]", text)
+    return length >= 2 * distance or in_one_sentence
+
+
+def _restates_result(text: str, span: Span) -> bool:
+    """Return whether a passage is quoted, or stands after a colon, as the result of a task does."""
+    before = text[: span[0]].rstrip(" \n\t*-")
+    return before.endswith((":", '"', "“", "'")) or text[span[0]] in "\"“'"
+
+
+def _repeats_most(text: str, units: Iterable[_Unit]) -> bool:
+    """Return whether many 4-grams of a text's sentences are repeated.
+
+    The words that a line begins or ends with like the line before are left out where its others are
+    new, because the items of a list may have the same frame.
+    """
+    kept: list[str] = []
+    seen: set[str] = set()
+    before: tuple[str, ...] = ()
+    for (start, _), key in units:
+        begins_line = not text[:start].rstrip(" ").endswith((".", "!", "?"))
+        own = _outside_frame(key, before) if begins_line else key
+        kept += key if seen.issuperset(own) else own
+        seen.update(key)
+        before = key
+    # In scripts without spaces each character is a word, so that 4-grams are short.
+    characters = sum(_is_character(word) for word in kept)
+    limit = 2 * _MOSTLY if 2 * characters > len(kept) else _MOSTLY
+    return len(kept) >= _ENOUGH and _seq_rep_4(kept) >= limit
+
+
+def _outside_frame(key: Sequence[str], before: Sequence[str]) -> Sequence[str]:
+    """Return the words of a sentence without those it begins and ends with like the one before."""
+    shorter = min(len(key), len(before))
+    start = next((i for i in range(shorter) if key[i] != before[i]), shorter)
+    rest = shorter - start
+    end = next((i for i in range(rest) if key[-1 - i] != before[-1 - i]), rest)
+    return key[start : len(key) - end] if 3 <= start + end <= 8 else key
+
+
+def _repeated_4_grams(found: Sequence[Word]) -> Iterator[Span]:
+    seen = set()
+    for i in range(len(found) - 3):
+        gram = tuple(w.text for w in found[i : i + 4])
+        if gram in seen:
+            yield found[i].start, found[i + 3].end
+        seen.add(gram)
+
+
+def _is_character(word: str) -> bool:
+    """Return whether a word is a character of a script without spaces, whose words have about two."""
+    return len(word) == 1 and not word.isascii()
+
+
+def _seq_rep_4(texts: Sequence[str]) -> float:
+    grams = [tuple(texts[i : i + 4]) for i in range(len(texts) - 3)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0

@@ -1,0 +1,168 @@
+"""The text of a reply: its words, sentences, lines and code, each with its character positions."""
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+Span = tuple[int, int]  # character positions (start, end), the end not included
+Found = list[list[Span]]  # for each sample, the spans of its reply that show a failure
+
+# Scripts that put no space between words: each of their characters counts as a word.
+UNSPACED = (
+    "\u0e00-\u0eff"  # Thai, Lao
+    "\u1000-\u109f\u1780-\u17ff"  # Burmese, Khmer
+    "\u3040-\u30ff\u31f0-\u31ff"  # Japanese syllables
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # Chinese characters
+)
+_WORD = re.compile(rf"[{UNSPACED}]|[^\W_{UNSPACED}]+(?:['’][^\W_{UNSPACED}]+)*")
+_FENCE = re.compile(r"^[ \t]*(?:[-*+>] |\d+[.)] )?[ \t]*(`{3,}|~{3,})", re.MULTILINE)
+_INLINE_CODE = re.compile(r"`[^`\n]+`")
+_SENTENCE_END = re.compile(
+    r"""[.!?…]+["'”’»)\]*_]*(?=\s|$)   # the spaced scripts
+    |[。！？｡]+["'”’」』）]*            # Chinese and Japanese
+    |[؟।۔]+(?=\s|$)                    # Arabic, Hindi, Urdu
+    """,
+    re.VERBOSE,
+)
+_ABBREVIATION = re.compile(
+    r"(?:\b(?:\w\.\w|mr|mrs|ms|dr|prof|st|vs|cf|approx|fig|no|jr|inc|ltd|al)"
+    r"|(?:^|[\s(])[A-Z]|^\W*\d{1,3})\.$",
+    re.IGNORECASE,
+)
+LIST_MARKER = re.compile(r"[ \t]*(?:[-*+•●–▪]|\(?(?:\d{1,3}|[a-zA-Z])[.)]|\d{1,3}:)[ \t]+")
+# Lines that are probably code, in the syntax of many languages.
+CODE_LINE = re.compile(
+    r"[;{}]$|^[)}\]]|\w\(.*\)$|\w\[.+\] ?=|\w = \S|:=|=>|->|^</?\w+.*>$|::|&&|\|\||==|--\w|^[$>#] \w"
+    r"|^(?:import|from \w+ import|def|class|return|else|elif|fi|done|end|endif|SELECT|INSERT|FROM"
+    r"|WHERE)\b"
+)
+# Special tokens as tokenizers spell them.
+SPECIAL_TOKEN = re.compile(
+    r"<[|｜][^\s|｜<>]{1,40}[|｜]>|\[/?INST\]|<</?SYS>>|</s>|<(?:start|end)_of_turn>"
+    r"|<(?:eos|bos|pad|unk)>|\[(?:PAD|CLS|SEP|UNK|EOS|BOS)\]|<extra_id_\d+>"
+)
+
+# Words that say nothing about a topic: English function words, and the verbs, nouns and adverbs of
+# requests and of small talk.
+GENERIC = frozenset(
+    """
+    a about above additional after again against all almost also although always am among an and
+    another any anything are aren't as ask asked assist assistance at away be because been before
+    being below best better between
+    both but by came can can't cannot come could couldn't did didn't different do does doesn't doing
+    don't done down each either else enough even ever every everything example feel few find first for
+    free from further get getting give given go goes going good got had has hasn't have haven't having he
+    hello help helpful helps her here here's hers hesitate hey hi him his hope how however i i'd i'll i'm i've if
+    important in instead into is isn't it it's its itself just keep kind know last least less let
+    let's like list little look lot lots made main make makes making many may maybe me mean means
+    might mine more most much must my myself need needs never new next no nor not nothing now of off
+    ok okay on once one ones only or other others our ours out over own part people perhaps please
+    possible question questions quite rather really right said same say says see she should
+    shouldn't show since so some someone something sorry still such sure take tell than thank thanks
+    that that's the their theirs them then there there's these they thing things think this those
+    through thus time to today together too try two under until up upon us use used using usually
+    very want wants was wasn't way ways we well were weren't what what's when where whether which
+    while who whom whose why will with within without won't would wouldn't write yes yet you you'd
+    you'll you're you've your yours yourself
+    """.split()
+)
+
+
+class Word(NamedTuple):
+    """A word in lower case, and where it is in its text."""
+
+    text: str
+    start: int
+    end: int
+
+
+def words(text: str) -> list[Word]:
+    """Return the words of a text; those of Chinese, Japanese, Thai and the like are characters."""
+    return [
+        Word(m.group().lower().replace("’", "'"), m.start(), m.end()) for m in _WORD.finditer(text)
+    ]
+
+
+def content_words(text: str) -> set[str]:
+    """Return the different words of a text that say something about its topic."""
+    return {w.text for w in words(text)} - GENERIC
+
+
+def lines(text: str) -> list[Span]:
+    """Return the lines of a text that are not blank, without the white space around them."""
+    return [
+        span
+        for m in re.finditer(r"[^\n\r\u2028\u2029]+", text)
+        if (span := trimmed(text, m.span()))
+    ]
+
+
+def sentences(text: str) -> list[Span]:
+    """Return the sentences of a text: lines, split after full stops and their like.
+
+    The dots of common abbreviations, of initials and of a list's numbers end no sentence.
+    """
+    found = []
+    for start, end in lines(text):
+        begin = start
+        for m in _SENTENCE_END.finditer(text, start, end):
+            if not _ABBREVIATION.search(text[max(begin, m.end() - 12) : m.end()]):
+                found.append((begin, m.end()))
+                begin = m.end()
+        found.append((begin, end))
+    return [span for raw in found if (span := trimmed(text, raw))]
+
+
+def trimmed(text: str, span: Span) -> Span | None:
+    """Return a span without the white space at its ends, or None if there is nothing else."""
+    start, end = span
+    piece = text[start:end]
+    if not piece.strip():
+        return None
+    start += len(piece) - len(piece.lstrip())
+    return start, start + len(piece.strip())
+
+
+def open_fence(text: str) -> int | None:
+    """Return where a fenced code block begins that is never closed, or None."""
+    return _fences(text)[1]
+
+
+def without_code(text: str) -> str:
+    """Return a text of equal length with spaces instead of code, whose lines stay."""
+    blocks, opened = _fences(text)
+    if opened is not None:
+        blocks.append((opened, len(text)))
+    pieces, done = [], 0
+    for start, end in merged([*blocks, *(m.span() for m in _INLINE_CODE.finditer(text))]):
+        pieces += [text[done:start], re.sub(r"[^\n]", " ", text[start:end])]
+        done = end
+    return "".join([*pieces, text[done:]])
+
+
+def _fences(text: str) -> tuple[list[Span], int | None]:
+    """Return the closed code blocks of a text, and where one begins that is never closed."""
+    blocks: list[Span] = []
+    opened: re.Match[str] | None = None
+    for m in _FENCE.finditer(text):
+        if opened is None:
+            # A fence that is closed on its own line is inline code.
+            if m.group(1) not in text[m.end() :].split("\n", 1)[0]:
+                opened = m
+        elif m.group(1).startswith(opened.group(1)):
+            blocks.append((opened.start(), m.end()))
+            opened = None
+    return blocks, opened.start() if opened else None
+
+
+def merged(spans: Iterable[Span]) -> list[Span]:
+    """Return spans in order, with those that touch or overlap made one."""
+    result: list[Span] = []
+    for start, end in sorted(spans):
+        if result and start <= result[-1][1]:
+            result[-1] = result[-1][0], max(end, result[-1][1])
+        else:
+            result.append((start, end))
+    return result
+
+

@@ -1,0 +1,202 @@
+"""The replies of a model to prompts, written to a file while they are generated.
+
+A seed gives the same replies whatever else is generated, and a stopped evaluation goes on after the
+last reply that was finished.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from chattune.chat import fit_prompt
+from chattune.conversation import Message
+from chattune.errors import ChatError
+from chattune.evaluate.prompts import Prompt
+from chattune.evaluate.sample import Sample
+from chattune.generate import Decoding, Engine
+from chattune.template import Template
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """A model that can write replies: its engine, its template and its number of positions."""
+
+    engine: Engine
+    template: Template
+    positions: int
+
+
+class Progress(Protocol):
+    """An object that is told how many of the replies there are."""
+
+    def __call__(self, done: int, total: int) -> None:
+        """Take note that so many replies of the total are written."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Prompts to answer under one decoding and several seeds, and the JSONL file of the samples.
+
+    A greedy reply is the same for each seed, so only the first seed is used for it.
+    """
+
+    prompts: Sequence[Prompt]
+    decoding: Decoding
+    seeds: Sequence[int]
+    path: Path
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The samples of a job in the order of its prompts, and why prompts were left out, by name."""
+
+    samples: list[Sample]
+    left_out: dict[str, str]
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One reply to be written."""
+
+    prompt: Prompt
+    seed: int
+    turn: int
+
+    @property
+    def key(self) -> tuple[str, int, int]:
+        return self.prompt.name, self.seed, self.turn
+
+
+class _State:
+    """What has been done of a job."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        job.path.touch()
+        _remove_partial_line(job.path)
+        self.written = {sample.key: sample for sample in read_samples(job.path)}
+        self.left_out: dict[str, str] = {}
+        self.seeds = job.seeds[:1] if job.decoding.greedy else job.seeds
+        self.total = sum(len(prompt.turns) for prompt in job.prompts) * len(self.seeds)
+
+    def tasks(self, turn: int) -> list[_Task]:
+        """Return the replies of one turn that are missing."""
+        asked = [
+            p for p in self.job.prompts if turn <= len(p.turns) and p.name not in self.left_out
+        ]
+        tasks = [_Task(prompt, seed, turn) for prompt in asked for seed in self.seeds]
+        return [task for task in tasks if task.key not in self.written]
+
+    def add(self, sample: Sample) -> None:
+        """Append a sample to the job's file."""
+        with self.job.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(sample.to_json(), ensure_ascii=False) + "\n")
+        self.written[sample.key] = sample
+
+    def answers(self) -> Answers:
+        """Return all samples; a prompt that was left out at a later turn has none at all."""
+        order = {prompt.name: index for index, prompt in enumerate(self.job.prompts)}
+        samples = sorted(self.written.values(), key=lambda s: (order[s.prompt], s.seed, s.turn))
+        return Answers([s for s in samples if s.prompt not in self.left_out], self.left_out)
+
+
+def write_replies(speaker: Speaker, jobs: Sequence[Job], progress: Progress) -> list[Answers]:
+    """Answer the prompts of all jobs together, and return the answers of each job.
+
+    Samples that a job's file already holds are kept, and each new one is appended as soon as its
+    reply ends. A turn of a conversation sees the model's own replies to the turns before it. A
+    prompt that is too long for the model is left out.
+    """
+    states = [_State(job) for job in jobs]
+    total = sum(state.total for state in states)
+    progress(sum(len(state.written) for state in states), total)
+    last_turn = max(len(prompt.turns) for job in jobs for prompt in job.prompts)
+    for turn in range(1, last_turn + 1):
+        for state, sample in _answer(speaker, states, turn):
+            state.add(sample)
+            progress(sum(len(state.written) for state in states), total)
+    return [state.answers() for state in states]
+
+
+def read_samples(path: Path) -> Iterator[Sample]:
+    """Yield the samples of a JSONL file that `write_replies` has written."""
+    with path.open(encoding="utf-8", newline="\n") as file:
+        for line in file:
+            yield Sample.from_json(json.loads(line))
+
+
+def _remove_partial_line(path: Path) -> None:
+    """Remove what a killed evaluation left of a line, so that lines can be appended."""
+    content = path.read_bytes()
+    with path.open("r+b") as file:
+        file.truncate(content.rfind(b"\n") + 1)
+
+
+def _answer(
+    speaker: Speaker, states: Sequence[_State], turn: int
+) -> Iterator[tuple[_State, Sample]]:
+    """Yield the missing samples of a turn, each with its job, in the order in which they end."""
+    template, asked, prompts, settings = speaker.template, [], [], []
+    for state in states:
+        decoding = state.job.decoding
+        for task in state.tasks(turn):
+            messages = _messages(task, state.written)
+            try:
+                ids = fit_prompt(template, None, messages, speaker.positions, decoding)
+            except ChatError as error:
+                state.left_out[task.prompt.name] = str(error)
+                continue
+            budget = min(decoding.max_new_tokens, speaker.positions - len(ids))
+            asked.append((state, task, messages))
+            prompts.append(ids)
+            settings.append(decoding.but(seed=_seed(task), max_new_tokens=budget))
+    replies: list[list[int]] = [[] for _ in prompts]
+    for index, token in speaker.engine.generate(prompts, settings):
+        reply, limit = replies[index], settings[index].max_new_tokens
+        reply.append(token)
+        stopped = token in template.end_ids
+        if stopped or len(reply) == limit:
+            state, task, messages = asked[index]
+            text = template.decode(reply[:-1] if stopped else reply, special=True)
+            cuts = [text.index(s) for s in settings[index].stop if s in text]
+            text = text[: min(cuts, default=None)]
+            yield state, _sample(task, messages, text, len(reply), stopped or bool(cuts))
+
+
+def _messages(task: _Task, written: dict[tuple[str, int, int], Sample]) -> list[Message]:
+    """Return the messages before a reply, with the model's own replies to earlier turns."""
+    messages = list(task.prompt.messages)
+    for turn, text in enumerate(task.prompt.turns[: task.turn], 1):
+        messages.append(Message("user", text))
+        if turn < task.turn:
+            own = written[task.prompt.name, task.seed, turn].reply
+            messages.append(Message("assistant", own))
+    return messages
+
+
+def _sample(
+    task: _Task, messages: Sequence[Message], reply: str, tokens: int, stopped: bool
+) -> Sample:
+    prompt = task.prompt
+    last = task.turn == len(prompt.turns)
+    return Sample(
+        prompt=prompt.name,
+        kind=prompt.kind,
+        turn=task.turn,
+        seed=task.seed,
+        messages=tuple(messages),
+        reply=reply.strip(),
+        tokens=tokens,
+        stopped=stopped,
+        reference=prompt.reference if last else None,
+        required=prompt.required if last else (),
+        forbidden=prompt.forbidden if last else (),
+    )
+
+
+def _seed(task: _Task) -> int:
+    """Return a seed that depends on the task alone, and not on what is answered beside it."""
+    return int.from_bytes(hashlib.sha256(repr(task.key).encode()).digest()[:7])
