@@ -22,7 +22,7 @@ ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text("utf-8")
 # Files that every room may import, and that import no room.
 CORE = {
     *("errors", "conversation", "recipe", "template", "run", "device", "cost", "base", "hub"),
-    *("folders", "gguf_file", "smollm2"),
+    *("folders", "gguf_file", "smollm2", "sentences"),
 }
 FREE = {"cli", "__init__"}  # the command line and the public names import any room
 PRINTERS = {*(m for m in MODULES if m.startswith("cli/")), "chat/terminal.py"}

@@ -200,9 +200,9 @@ def test_closing_ends_all_replies(gpt2: Any) -> None:
 def test_a_recurrent_model_answers_one_after_the_other(caplog: pytest.LogCaptureFixture) -> None:
     model = tiny("Mamba", _MAMBA)
     engine = ReferenceEngine(model, ENDS)
-    alone = [replies(engine, [prompt], GREEDY)[0] for prompt in MANY]
+    alone = [replies(engine, [prompt], GREEDY)[0] for prompt in MANY[:6]]
     assert caplog.messages == []  # a single prompt needs no probe
-    assert [replies(engine, MANY, GREEDY) for _ in range(2)] == [alone, alone]
+    assert [replies(engine, MANY[:6], GREEDY) for _ in range(2)] == [alone, alone]
     assert [m for m in caplog.messages if "one after the other" in m] == [
         "prompts are answered one after the other: this model computes a padded prompt differently "
         "from the same prompt alone"
@@ -224,8 +224,8 @@ def test_a_model_that_ignores_an_argument_is_found(
         "computes a padded prompt differently from the same prompt alone"
     )
     engine = ReferenceEngine(model, ENDS)
-    alone = [replies(engine, [prompt], GREEDY)[0] for prompt in MANY]
-    assert replies(engine, MANY, GREEDY) == alone
+    alone = [replies(engine, [prompt], GREEDY)[0] for prompt in MANY[:4]]
+    assert replies(engine, MANY[:4], GREEDY) == alone
 
 
 def test_an_error_of_the_probe_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:

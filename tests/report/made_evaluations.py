@@ -4,6 +4,7 @@ import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 from chattune.conversation import Message
 from chattune.evaluate import Evaluation, Judged, Sample
@@ -89,8 +90,11 @@ def evaluation(
     not_measured: dict[str, str] | None = None,
     left_out: dict[str, str] | None = None,
 ) -> Evaluation:
-    """Return an evaluation of these replies, with figures computed as evaluate() does."""
+    """Return an evaluation of these replies, with figures computed as evaluate() does it."""
     not_measured = not_measured or {}
+    # Self-BLEU takes seconds, and no test here needs its value.
+    with patch("chattune.evaluate.diversity.self_bleu", return_value=0.2):
+        figures = score(replies, [name for name in MEASURED if name not in not_measured])
     prompts = [Prompt(j.sample.prompt, j.sample.kind, (j.sample.question,)) for j in replies]
     scores = {
         "chattune": "0.1.0",
@@ -108,7 +112,7 @@ def evaluation(
         "seeds": 1,
         "left_out": left_out or {},
         "not_measured": not_measured,
-        **score(replies, [name for name in MEASURED if name not in not_measured]),
+        **figures,
     }
     return Evaluation(folder, scores, replies)
 

@@ -132,5 +132,5 @@ def test_the_cells_of_a_sweep_are_numbered_as_in_the_table() -> None:
     cells = values(picture)[: len(found.cells)]
     assert [c["number"] for c in cells if c["kind"] == "chosen"] == [str(found.chosen + 1)]
     assert {int(c["number"]) - 1 for c in cells if c["number"]} == {*found.frontier, found.chosen}
-    assert picture.table.rows[found.chosen][0] == f"{found.chosen + 1} (chosen)"
+    assert picture.table.rows[found.chosen][0] == f"{found.chosen + 1} ✓"
     assert [row[0] for row in picture.table.rows if row[0].endswith("*")] == ["2 *", "9 *"]

@@ -34,7 +34,7 @@ def test_a_run_without_failures() -> None:
     assert said[0] == "80 replies to 80 prompts were judged; in brackets are 95 % intervals."
     assert said[1] == "It stops by itself in all 80 replies (76 to 80)."
     assert said[2].startswith("Seen in none of 80 replies (0 to 4): ")
-    assert meaning("repetition").title.lower() in said[2]
+    assert "“Repeats itself”" in said[2]
 
 
 def test_failures_that_occur_come_one_by_one_with_the_most_frequent_first() -> None:
@@ -44,7 +44,7 @@ def test_failures_that_occur_come_one_by_one_with_the_most_frequent_first() -> N
     said = of([(FINE, {})] * 90 + [repeated] * 6 + [cut] * 3 + [echoed])
     assert said[1] == "It stops by itself in 97 of 100 replies (92 to 99)."
     assert said[2] == "It repeats itself in 6 of 100 replies (3 to 12)."
-    assert said[3] == "It gives the question back in 1 of 100 replies (0 to 5)."
+    assert said[3] == "It gives back the prompt in 1 of 100 replies (0 to 5)."
 
 
 def test_a_single_reply_is_singular() -> None:
@@ -66,7 +66,7 @@ def test_most_template_answers_begin_alike() -> None:
     sorry = ("I'm sorry, but I cannot say.", {"template": [(0, 9)]})
     other = ("That is a good question.", {"template": [(0, 9)]})
     said = of([(FINE, {})] * 5 + [sorry] * 3 + [other])
-    assert "3 of the 4 template answers begin with “I'm sorry, but I …”." in said
+    assert "3 of the 4 replies that answer with a template begin with “I'm sorry, but I …”." in said
     assert not any("begin with" in s for s in of([sorry, other, (FINE, {})]))
     assert not any("begin with" in s for s in of([sorry]))
 
@@ -77,8 +77,10 @@ def test_what_was_not_measured_is_said_with_the_reason() -> None:
         not_measured={"language": "no prompt is long enough", "echo": "no prompt is long enough"},
         left_out={"general/9": "it does not fit.", "general/10": "it does not fit."},
     )
-    titles = " and ".join(meaning(name).title.lower() for name in ("language", "echo"))
-    assert f"Not measured: {titles}, because no prompt is long enough." in said
+    assert (
+        "Not measured: “Changes the language” and “Gives back the prompt”, because no prompt is "
+        "long enough." in said
+    )
     assert "Left out: general/9 and 1 more, because it does not fit." in said
 
 

@@ -35,13 +35,13 @@ def test_a_narrow_terminal_loses_no_figure() -> None:
 
 def test_a_comparison_shows_both_sides() -> None:
     text = shown(as_comparison(compare(realistic("ours", {}), realistic("theirs", {"echo": 0.4}))))
-    assert "theirs gives the question back more often than ours" in text
+    assert "theirs gives back the prompt more often than ours" in text
     assert "Settings that differ" not in text  # they were made alike
 
 
 def test_a_sweep_shows_the_choice() -> None:
     text = shown(as_sweep(sweep()))
-    assert "5 (chosen)" in text
+    assert "5 ✓" in text
     assert "temperature 0.5, top_p 0.95 was chosen" in text
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from chattune.evaluate.failures import FAILURES
 from chattune.evaluate.intervals import Figure
+from chattune.report.escaping import visible
 
 # Below this number of samples, counts say more than percentages.
 MANY = 200
@@ -29,7 +30,7 @@ _COMPARED = "At most 40 samples are compared, and 48 tokens of each reply. Chanc
 MEANINGS = {
     "any_failure": Meaning("Any failure", _ANY_FAILURE, is_rate=True),
     "right": Meaning(
-        "Right answers",
+        "Gives the right answer",
         "Replies that have the words that their prompt requires, and none of those that it "
         "forbids, among the replies to prompts that require or forbid any.",
         is_rate=True,
@@ -104,7 +105,7 @@ MEANINGS = {
         "nats per token",
     ),
     "own_reply_first": Meaning(
-        "Reference preferred",
+        "Prefers the reference",
         "References that the model finds more likely after their prompt than nine other "
         "references (hits@1, Dinan et al. 2019). " + _COMPARED,
         is_rate=True,
@@ -131,7 +132,7 @@ def meaning(name: str) -> Meaning:
         return MEANINGS[name]
     if name in FAILURES:
         return Meaning(FAILURES[name].title, _definition(name), is_rate=True)
-    return Meaning(name.replace("_", " ").capitalize(), "", is_rate=True)
+    return Meaning(visible(name).replace("_", " ").capitalize(), "", is_rate=True)
 
 
 def read(section: Mapping[str, Mapping[str, Any]]) -> dict[str, Figure]:

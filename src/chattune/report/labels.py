@@ -6,6 +6,7 @@ from typing import Any
 
 from chattune.evaluate import Evaluation
 from chattune.evaluate.comparing import Comparison
+from chattune.report.escaping import visible
 
 
 def labels(evaluations: Sequence[Evaluation]) -> list[str]:
@@ -13,31 +14,19 @@ def labels(evaluations: Sequence[Evaluation]) -> list[str]:
 
     Evaluations with the same label get the decoding parameters in which they differ, or a number.
     """
-    names = [evaluation.label for evaluation in evaluations]
-    decodings = [evaluation.scores["decoding"] for evaluation in evaluations]
-    return _numbered(
-        [
-            _with_settings(
-                name, decoding, [d for n, d in zip(names, decodings, strict=True) if n == name]
-            )
-            for name, decoding in zip(names, decodings, strict=True)
-        ]
-    )
+    return _distinct([e.label for e in evaluations], [e.scores["decoding"] for e in evaluations])
 
 
 def pair(comparison: Comparison) -> tuple[str, str]:
     """Return the names of both evaluations of a comparison, made different in the same way."""
-    a, b = comparison.names
-    if a != b:
-        return a, b
     settings = {
         name.removeprefix("decoding."): values
         for name, values in comparison.settings.items()
         if name.startswith("decoding.")
     }
-    both = [{name: values[side] for name, values in settings.items()} for side in (0, 1)]
-    first, second = _numbered([_with_settings(a, mine, both) for mine in both])
-    return first, second
+    decodings = [{name: values[side] for name, values in settings.items()} for side in (0, 1)]
+    a, b = _distinct(comparison.names, decodings)
+    return a, b
 
 
 def quoted(label: str) -> str:
@@ -50,21 +39,16 @@ def decoding_text(decoding: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in decoding.items())
 
 
-def _with_settings(
-    name: str, mine: Mapping[str, Any], namesakes: Sequence[Mapping[str, Any]]
-) -> str:
-    """Add to a name the parameters that are not the same in all decodings of that name."""
-    differing = {
-        key: value for key, value in mine.items() if any(d.get(key) != value for d in namesakes)
-    }
-    return f"{name} ({decoding_text(differing)})" if differing else name
-
-
-def _numbered(names: Sequence[str]) -> list[str]:
-    """Add a number to each name that occurs more than once."""
-    total, seen = Counter(names), Counter[str]()
-    numbered = []
-    for name in names:
+def _distinct(names: Sequence[str], decodings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the names with the parameters that differ between namesakes, or else with numbers."""
+    longer = []
+    for name, mine in zip(names, decodings, strict=True):
+        namesakes = [d for n, d in zip(names, decodings, strict=True) if n == name]
+        differing = {k: v for k, v in mine.items() if any(d.get(k) != v for d in namesakes)}
+        longer.append(visible(f"{name} ({decoding_text(differing)})" if differing else name))
+    total, seen = Counter(longer), Counter[str]()
+    distinct = []
+    for name in longer:
         seen[name] += 1
-        numbered.append(f"{name} ({seen[name]})" if total[name] > 1 else name)
-    return numbered
+        distinct.append(f"{name} ({seen[name]})" if total[name] > 1 else name)
+    return distinct

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from itertools import pairwise
 
 from chattune.conversation import Message
@@ -79,7 +80,7 @@ class Talk:
         texts = [turn.question for turn in self.turns.values()] + [
             j.sample.reply for j in self.judged
         ]
-        return sum(len(text.encode("utf-8", "replace")) + _MARKUP_BYTES for text in texts)
+        return sum(len(escape(text).encode("utf-8", "replace")) + _MARKUP_BYTES for text in texts)
 
 
 def talks(evaluations: Sequence[Evaluation]) -> list[Talk]:

@@ -73,18 +73,18 @@ def _failing(failures: Mapping[str, Figure]) -> Iterator[str]:
         yield f"It {does(name)} in {share_with_interval(name, others[name])}."
     if absent:
         highest = max(absent, key=lambda name: others[name].high)
-        titles = ", ".join(meaning(name).title.lower() for name in absent)
+        titles = ", ".join(f"“{meaning(name).title}”" for name in absent)
         yield f"Seen in {share_with_interval(highest, others[highest])}: {titles}."
 
 
 def _openings(evaluation: Evaluation) -> Iterator[str]:
-    """Yield what most of the template answers begin with, if most of them begin alike."""
+    """Yield what the replies that answer with a template begin with, if most begin alike."""
     replies = [j.sample.reply for j in evaluation.judged if "template" in j.failures]
     openings = Counter(" ".join(reply.split()[:_OPENING_WORDS]) for reply in replies)
     for opening, times in openings.most_common(1):
         if times > 1 and 2 * times >= len(replies):
             of = f"All {times}" if times == len(replies) else f"{times} of the {len(replies)}"
-            yield f"{of} template answers begin with “{opening} …”."
+            yield f"{of} replies that answer with a template begin with “{opening} …”."
 
 
 def _where(parts: Parts, place: Callable[[str], str]) -> Iterator[str]:
@@ -125,7 +125,7 @@ def _quality(scores: Mapping[str, Any]) -> Iterator[str]:
 def _missing(scores: Mapping[str, Any]) -> Iterator[str]:
     """Yield what was not measured, and which prompts were left out, with the reasons."""
     for reason, names in _by_reason(scores.get("not_measured", {})).items():
-        titles = listed([meaning(name).title.lower() for name in names])
+        titles = listed([f"“{meaning(name).title}”" for name in names])
         yield sentence(f"Not measured: {titles}, because {reason}")
     for reason, prompts in _by_reason(scores.get("left_out", {})).items():
         more = f" and {len(prompts) - 1} more" if len(prompts) > 1 else ""

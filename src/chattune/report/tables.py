@@ -149,18 +149,20 @@ def sweep_table(sweep: Sweep) -> Table:
     """Return the cells of a sweep, numbered from 1 as in its chart."""
     rows = []
     for place, cell in enumerate(sweep.cells):
-        mark = " (chosen)" if place == sweep.chosen else " *" if place in sweep.frontier else ""
-        cells = [value(name, cell.choosing[name]) for name in _SWEEP_FIGURES]
-        last = _SWEEP_FIGURES[-1]
+        mark = " ✓" if place == sweep.chosen else " *" if place in sweep.frontier else ""
+        figures = [value(name, cell.choosing[name]) for name in _SWEEP_FIGURES]
+        other_half = value("any_failure", cell.reporting["any_failure"])
         setting = ", ".join(_text(cell.decoding[name]) for name in sweep.settings)
-        rows.append((f"{place + 1}{mark}", setting, *cells, value(last, cell.reporting[last])))
-    columns = (
-        "Cell",
-        ", ".join(sweep.settings),
-        *(title(name) for name in _SWEEP_FIGURES),
-        "Any failure on the other half",
+        rows.append((f"{place + 1}{mark}", setting, *figures, other_half))
+    return Table(
+        "✓ is chosen, * is on the frontier. Repetition is the share of repeated sequences of four "
+        "words; dependence on the prompt is in nats per token.",
+        (
+            *("Cell", ", ".join(sweep.settings), "Repetition", "Dependence"),
+            *("Any failure", "On the other half"),
+        ),
+        rows,
     )
-    return Table("Cells; those with * are on the frontier", columns, rows)
 
 
 def _parts(

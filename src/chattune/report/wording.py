@@ -1,30 +1,20 @@
-"""Pieces of the sentences of a report: counts, lists, shares, and what a failing model does."""
+"""Pieces of the sentences of a report: what a model does, shares, counts and lists."""
 
 from collections.abc import Mapping, Sequence
 
 from chattune.evaluate.intervals import Figure
 from chattune.report.figures import MANY, interval, meaning
 
-# What a model does that shows a failure, after "it" or the model's name.
-_VERBS = {
-    "not_stopping": "runs on until it is cut off",
-    "unfinished": "breaks off in the middle of a sentence or a list",
-    "self_talk": "writes the user's part of the conversation as well",
-    "repetition": "repeats itself",
-    "echo": "gives the question back",
-    "template": "gives a template answer",
-    "copying": "copies a reply that it was trained on",
-    "empty": "says nothing",
-    "language": "answers in another language",
-    "right": "gives the right answer",
-    "own_prompt_first": "gives a reply that fits its own prompt best",
-    "own_reply_first": "prefers the reference to other replies",
-}
-
 
 def does(name: str) -> str:
-    """Return what a model does, as a verb phrase, in a reply that counts for a rate."""
-    return _VERBS.get(name) or f"shows “{meaning(name).title}”"
+    """Return what a model does in a reply that counts for a rate, such as `repeats itself`.
+
+    Titles of rates are verb phrases.
+    """
+    if name == "not_stopping":
+        return "runs on until it is cut off"  # "does not stop more often" says something else
+    title = meaning(name).title
+    return title[:1].lower() + title[1:]
 
 
 def share(figure: Figure, singular: str = "reply", plural: str = "replies") -> str:

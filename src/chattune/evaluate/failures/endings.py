@@ -8,53 +8,44 @@ from chattune.evaluate.failures.text import (
     CODE_LINE,
     LIST_MARKER,
     SPECIAL_TOKEN,
-    UNSPACED,
     Found,
     Span,
     lines,
     open_fence,
     sentences,
-    trimmed,
     words,
+)
+from chattune.evaluate.failures.word_lists import (
+    AUXILIARIES,
+    LAST_IN_SHORT_PHRASES,
+    NEVER_LAST,
 )
 from chattune.evaluate.sample import Sample
 
-# English words that end fewer than one in fifty of the sentences that they occur in, counted in seven
-# million words of encyclopaedia, dialogue and answers, and their like in other languages.
-_NEVER_LAST = frozenset(
-    """
-    a about according additional after although am among an and are as at based be became because
-    been being between both but by can can't cannot caused causing certain contains could despite
-    don't due during each eastern entire especially even eventually every finally for former from
-    generally had has have having he highest how however i'd i'll i'm i've if in include includes
-    including into is it's its largest let let's likely main major many may might most must my near
-    never northern of often on or originally our per previous primary provides rather several she
-    should since some still such suddenly than that's the their there's these they this to typically
-    under unless until upon using usually various very was we were what what's when where whether
-    which while who whose will with within without would your you're
-    auf avec com como con dans dass de del dem den der des dla du ein eine einem einen el und für
-    il la las le les los mit oder og par para per por pour que sich sur una und une von y zu zum zur
-    """.split()
-)
-# Those of them that a short phrase or a list item may end with ("log in", "as I am").
-_SHORT_PHRASES = frozenset(
-    "about after am are be been by can for had has have in is may might most must of on own should "
-    "since such this to under was were what when where who will with within without would".split()
-)
-_TERMINAL = tuple(".!?…。！？｡．؟।۔‽")
+_FULL_STOPS = tuple(".!?…。！？｡．؟।۔‽")
 _CLOSERS = "\"'”’»›)]}」』）】*_~`"
-_QUOTED = "\"”’»›)]）」』】"
-_DANGLING = re.compile(r"[,;:(\[{“«„‘/\\&<–—،，、：；]$|(?:^|\s)[\"'=+$#@^|~-]+$|\w-$")
-_ABBREVIATED = re.compile(r"(?:\b(?:e\.g|i\.e|mr|mrs|ms|dr|prof|vs|approx|fig))\.$", re.IGNORECASE)
-_BARE_MARKER = re.compile(r"(?:[-*+•●]|#{1,6}|\(?(?:\d{1,3}|[a-zA-Z])[.)])$")
-_VALEDICTION = re.compile(r"[A-Z][\w']*(?: [\w']+){0,3},$")
+_QUOTED = '"”’»›)]）」』】'
+_DANGLING = re.compile(
+    r"[,;:(\[{“«„‘/\\&<–—،、，：；]$|(?:^|\s)[\"'=+$#@^|~-]+$|\w-$"  # and not "C++", "-_-"
+)
+_ABBREVIATED = re.compile(r"\b(?:e\.g|i\.e|mr|mrs|ms|dr|prof|vs|approx|fig)\.$", re.IGNORECASE)
+_OPEN_NUMBER = re.compile(r"\([^)]*\d\.$")  # "(1." before its decimals
+_BARE_MARKER = re.compile(r"[-*+•●]|#{1,6}|\(?(?:\d{1,3}|[a-zA-Z])[.)]")
+_VALEDICTION = re.compile(r"[A-Z][\w']*(?: [\w']+){0,3},")
 _SEPARATOR = re.compile(r"[-*_=~]{3,}$")
-_ADDRESS = re.compile(r"(?:https?://|www\.)\S+$|\S+@\S+\.\w+$|(?:^|\s)#\w+$|\S+\.(?:com|org|net)\S*$")
+_ADDRESS = re.compile(r"(?:https?://|www\.)\S|[^@]+@.+\.\w+$|#\w+$|.+\.(?:com|org|net)\b")
+_EXPLAINED = re.compile(r"\w\W{0,3}:\W{0,3}\s")  # an item such as "**Sleep**: eight hours"
+_LAST_WORD = re.compile(r"(?<![\w'])[a-z']+$")
+# A clause that ends with its verb, such as "what it is" or "as fast as I can".
+_INVERTED = re.compile(
+    r"\b(?:what|who|where|how|which|that|than|as|whatever|when)(?: [\w']+){1,4}$", re.IGNORECASE
+)
 _UNPUNCTUATED_SCRIPT = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u0f00-\u0fff]$")
 _EMOTICON = re.compile(r"(?<!\w)[:;=8xX]['^-]?[()\[\]|/\\<>*]|<3|\^_?\^|-_+-")
+_MARKUP = re.compile(r"<br ?/?>|</?p>|&nbsp;|^[ \t]*(?:`{3,}|~{3,})[\w+-]*[ \t]*$", re.MULTILINE)
 # Characters that Unicode calls symbols or letters and that show nothing.
 _BLANK = frozenset("\ufffd\ufffc\u2800\u3164\u115f\u1160\uffa0")
-_MARKUP = re.compile(r"<br ?/?>|</?p>|&nbsp;|^[ \t]*(?:`{3,}|~{3,})[\w+-]*[ \t]*$", re.MULTILINE)
+_TAIL = 2000  # characters, in which the last sentence of a long text is looked for
 
 
 def not_stopping(samples: Sequence[Sample]) -> Found:
@@ -64,15 +55,6 @@ def not_stopping(samples: Sequence[Sample]) -> Found:
     stopped are passed over.
     """
     return [[_last_sentence(s.reply)] if s.stopped is False else [] for s in samples]
-
-
-def empty(samples: Sequence[Sample]) -> Found:
-    """Find replies without a letter, a digit or a symbol that means something, such as an emoji.
-
-    Punctuation alone, marks of formatting and the names of special tokens are nothing to read. The
-    span is the whole reply.
-    """
-    return [[] if _readable(s.reply) else [(0, len(s.reply))] for s in samples]
 
 
 def unfinished(samples: Sequence[Sample]) -> Found:
@@ -90,17 +72,25 @@ def unfinished(samples: Sequence[Sample]) -> Found:
     ]
 
 
+def empty(samples: Sequence[Sample]) -> Found:
+    """Find replies without a letter, a digit or a symbol that means something, such as an emoji.
+
+    Punctuation alone, marks of formatting and the names of special tokens are nothing to read. The
+    span is the whole reply.
+    """
+    return [[] if _is_readable(s.reply) else [(0, len(s.reply))] for s in samples]
+
+
 def _last_sentence(text: str) -> Span:
-    """Return the last sentence of a text, or the whole text if there is nothing but white space."""
-    # Sentences are looked for near the end only, so that a long text costs no more than a short one.
-    start = max(0, len(text) - 2000)
+    """Return the last sentence of a text, or the whole text if it is blank."""
+    start = max(0, len(text.rstrip()) - _TAIL)
     found = sentences(text[start:])
     return (start + found[-1][0], start + found[-1][1]) if found else (0, len(text))
 
 
-def _readable(reply: str) -> bool:
+def _is_readable(reply: str) -> bool:
     text = _MARKUP.sub("", SPECIAL_TOKEN.sub("", reply))
-    return any(_means_something(c) for c in text) or bool(_EMOTICON.search(text))
+    return any(map(_means_something, text)) or bool(_EMOTICON.search(text))
 
 
 def _means_something(character: str) -> bool:
@@ -112,7 +102,7 @@ def _means_something(character: str) -> bool:
 
 def _breaks_off(reply: str, cut: bool) -> bool:
     text = SPECIAL_TOKEN.sub("", reply).rstrip()
-    if not _readable(text):
+    if not _is_readable(text):
         return False
     if open_fence(text) is not None:
         return True
@@ -127,11 +117,13 @@ def _breaks_off(reply: str, cut: bool) -> bool:
     if last.startswith("|"):
         return not last.endswith("|")
     bare = last.rstrip(_CLOSERS + " ")
-    if bare[-1:] in _TERMINAL:
-        open_number = re.search(r"\([^)]*\d\.$", last)  # "(1." before its decimals
-        return bool(_ABBREVIATED.search(last) or open_number) or _ends_with_next_number(last)
-    if not bare or unicodedata.category(bare[-1]) == "So" or _ADDRESS.search(bare):
+    if bare.endswith(_FULL_STOPS):
+        abbreviated = _ABBREVIATED.search(last) or _OPEN_NUMBER.search(last)
+        return bool(abbreviated) or _ends_with_next_number(last)
+    if not bare or unicodedata.category(bare[-1]) == "So":
         return False
+    if _ADDRESS.match(bare.split()[-1]):
+        return cut
     return _is_open(last, before) or _needs_full_stop(last, before, cut)
 
 
@@ -148,16 +140,18 @@ def _is_open(last: str, before: Sequence[str]) -> bool:
         return False
     is_code = _looks_like_code(last, before)
     if _DANGLING.search(last):
-        if is_code and last[-1] in ";>" or last[-1] == ";" and len(words(last)) < 4:
-            return False
-        return not (before and _VALEDICTION.fullmatch(last))
+        closed = (is_code and last[-1] in ";>") or (last[-1] == ";" and len(words(last)) < 4)
+        return not closed and not (before and _VALEDICTION.fullmatch(last))
     if _opens_more_than_it_closes(last):
         return True
-    final = re.search(r"(?<![\w'])[a-z']+$", last)
-    if is_code or not final or final.group() not in _NEVER_LAST:
+    final = _LAST_WORD.search(last)
+    if is_code or not final or final.group() not in NEVER_LAST:
+        return False
+    if final.group() in AUXILIARIES and _INVERTED.search(last):
         return False
     start, end = sentences(last)[-1]
-    return len(words(last[start:end])) > (3 if final.group() in _SHORT_PHRASES else 1)
+    fewest = 4 if final.group() in LAST_IN_SHORT_PHRASES else 2
+    return len(words(last[start:end])) >= fewest
 
 
 def _needs_full_stop(last: str, before: Sequence[str], cut: bool) -> bool:
@@ -178,7 +172,7 @@ def _needs_full_stop(last: str, before: Sequence[str], cut: bool) -> bool:
         return False
     earlier += [line[a:b] for line in before for a, b in sentences(line)]
     earlier = [s for s in earlier if len(words(s)) > 2]
-    stopped = sum(_has_full_stop(s) for s in earlier)
+    stopped = sum(map(_has_full_stop, earlier))
     return len(earlier) > 1 and stopped >= 0.9 * len(earlier) and (ending != last or count > 7)
 
 
@@ -190,14 +184,15 @@ def _item_breaks_off(item: str, items: Sequence[str], cut: bool) -> bool:
     ending = item[slice(*sentences(item)[-1])]
     if ending != item:
         return len(words(ending)) > 2
+    if len(items) < 2:
+        return False
     if count < 4:
-        explained = re.compile(r"\w\W{0,3}:\W{0,3}\s")
-        return len(items) > 1 and all(map(explained.search, items)) and not explained.search(item)
-    return len(items) > 1 and item[-1] not in _QUOTED and all(map(_has_full_stop, items))
+        return all(map(_EXPLAINED.search, items)) and not _EXPLAINED.search(item)
+    return item[-1] not in _QUOTED and all(map(_has_full_stop, items))
 
 
 def _has_full_stop(text: str) -> bool:
-    return text.rstrip(_CLOSERS + " ")[-1:] in _TERMINAL
+    return text.rstrip(_CLOSERS + " ").endswith(_FULL_STOPS)
 
 
 def _looks_like_code(last: str, before: Sequence[str]) -> bool:
@@ -212,5 +207,5 @@ def _opens_more_than_it_closes(line: str) -> bool:
     for left, right in ("()", "[]", "{}", "“”", "«»", "（）", "「」"):
         if line.count(left) > line.count(right) and line.rfind(left) > line.rfind(right):
             return not _EMOTICON.search(line)
-    odd_quotes = line.count('"') % 2 == 1 and re.search(r'(?:^|[\s(])"\w', line)
-    return bool(odd_quotes) or line.count("**") % 2 == 1
+    opens_quotation = line.count('"') % 2 == 1 and re.search(r'(?:^|[\s(])"\w', line)
+    return bool(opens_quotation) or line.count("**") % 2 == 1

@@ -6,15 +6,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 
 from chattune.evaluate.failures.text import (
-    CODE_LINE,
-    SPECIAL_TOKEN,
     Found,
     Span,
     Word,
-    lines,
+    is_character,
     merged,
+    phrases,
+    prose,
     sentences,
-    without_code,
+    word_texts,
     words,
 )
 from chattune.evaluate.sample import Sample
@@ -25,17 +25,15 @@ _MOSTLY_IN_VERSE = 0.6
 _ENOUGH = 20  # words below which a share of repeated 4-grams says nothing
 _LONG_PASSAGE = 20, 80  # words and characters
 _LONG_SENTENCE, _SENTENCE = 6, 4  # words
-_VERSE = re.compile(
-    r"\b(?:songs?|lyrics?|poems?|poetry|rap|chorus|hymns?|haikus?|sonnets?|ballads?|verses?|odes?"
-    r"|limericks?|rhymes?|chants?|carols?|lullab\w+|anthems?|refrains?|psalms?|prayers?|mantras?"
-    r"|canci[oó]n\w*|letra|chansons?|po[eèé]m\w*|gedichte?|lied(?:er)?|canzon\w+)\b|песн|стих",
-    re.IGNORECASE,
-)
-_ASKS_FOR_REPETITION = re.compile(
-    r"\brepeat|\b(?:\d+|two|three|four|five|six|seven|eight|nine|ten|twenty|fifty|hundred|many) times"
-    r"\b|\bover and over\b|\bagain and again\b",
-    re.IGNORECASE,
-)
+_VERSE = phrases(r"""
+    songs? lyrics? poems? poetry rap chorus hymns? haikus? sonnets? ballads? verses? odes?
+    limericks? rhymes? chants? carols? lullab\w+ anthems? refrains? psalms? prayers? mantras?
+    canci[oó]n\w* letra chansons? po[eèé]m\w* gedichte? lied(?:er)? canzon\w+ песн\w* стих\w*
+""")
+_ASKS_FOR_REPETITION = phrases(r"""
+    repeat\w* over_and_over again_and_again
+    (?:\d+|two|three|four|five|six|seven|eight|nine|ten|twenty|fifty|hundred|many)_times
+""")
 # What numbers or names a line: "2. ", "b) ", "Step 3: ", "### Assistant: ".
 _LABEL = re.compile(
     r"[\s#>*•●▪–-]*(?:(?:(?:step|part|day|week|item)[\s-]*)?\(?(?:\d{1,3}|[a-z])[.):]\s"
@@ -56,7 +54,7 @@ def seq_rep_4(text: str) -> float:
     This is 1 - unique 4-grams / all 4-grams, which Welleck et al. (2020) call seq-rep-4, over words
     instead of tokens, so that it does not depend on a tokenizer. https://arxiv.org/abs/1908.04319
     """
-    return _seq_rep_4([w.text for w in words(text)])
+    return _seq_rep_4(word_texts(text))
 
 
 def repetition(samples: Sequence[Sample]) -> Found:
@@ -81,7 +79,7 @@ def _repeated(sample: Sample) -> list[Span]:
     if _ASKS_FOR_REPETITION.search(sample.question):
         return []
     asked = " ".join(m.content for m in sample.messages if m.role != "assistant")
-    text = _prose(sample.reply)
+    text = prose(sample.reply)
     found = words(text)
     spans = [m.span() for m in _CHARACTERS.finditer(text) if _is_long(m.group())]
     loops, passages = _passages(text, found)
@@ -89,7 +87,7 @@ def _repeated(sample: Sample) -> list[Span]:
         mostly = _seq_rep_4([w.text for w in found]) >= _MOSTLY_IN_VERSE
     else:
         units = _units(text)
-        again = [*_repeated_units(text, units, " ".join(w.text for w in words(asked))), *passages]
+        again = [*_repeated_units(text, units, " ".join(word_texts(asked))), *passages]
         if len(again) > 1 or not any(_restates_result(text, span) for span in again):
             loops += again
         mostly = _repeats_most(text, units)
@@ -103,26 +101,13 @@ def _is_long(text: str) -> bool:
     return len(text) >= _FEWEST_CHARACTERS
 
 
-def _prose(reply: str) -> str:
-    """Return a text of equal length with spaces instead of code, tables and special tokens."""
-    text = SPECIAL_TOKEN.sub(lambda m: "\n" * len(m.group()), without_code(reply))
-    spans = lines(text)
-    like_code = [bool(CODE_LINE.search(text[a:b])) or text[a:b].count("|") > 1 for a, b in spans]
-    pieces, done = [], 0
-    for i, (start, end) in enumerate(spans):
-        if like_code[i] and any(like_code[max(0, i - 1) : i] + like_code[i + 1 : i + 2]):
-            pieces += [text[done:start], " " * (end - start)]
-            done = end
-    return "".join([*pieces, text[done:]])
-
-
 def _units(text: str) -> list[_Unit]:
     """Return the sentences of a text, without the labels that lines begin with."""
     units = []
     for start, end in sentences(text):
         label = _LABEL.match(text, start, end)
         begin = label.end() if label and label.end() < end else start
-        if key := tuple(w.text for w in words(text[begin:end])):
+        if key := tuple(word_texts(text[begin:end])):
             units.append(((start, end), key))
     return units
 
@@ -143,8 +128,8 @@ def _repeated_units(text: str, units: Sequence[_Unit], prompt: str) -> list[Span
 
 
 def _too_often(key: Sequence[str], at: Sequence[int]) -> bool:
-    """Return whether a sentence with these words, at these places in order, is repeated too often."""
-    count = sum(0.5 if _is_character(word) else 1 for word in key)
+    """Return whether a sentence with these words, at these places, is repeated too often."""
+    count = sum(0.5 if is_character(word) else 1 for word in key)
     if len(at) < 2:
         return False
     if count >= _LONG_SENTENCE:
@@ -171,7 +156,9 @@ def _passages(text: str, found: Sequence[Word]) -> tuple[list[Span], list[Span]]
         if apart != distance:
             length = i - begin + 3
             span = found[begin].start, found[i + 2].end
-            if distance and _is_loop(text[found[begin - distance].start : span[1]], length, distance):
+            if distance and _is_loop(
+                text[found[begin - distance].start : span[1]], length, distance
+            ):
                 loops.append(span)
             elif distance and length >= _LONG_PASSAGE[0] and span[1] - span[0] >= _LONG_PASSAGE[1]:
                 passages.append(span)
@@ -210,7 +197,7 @@ def _repeats_most(text: str, units: Iterable[_Unit]) -> bool:
         seen.update(key)
         before = key
     # In scripts without spaces each character is a word, so that 4-grams are short.
-    characters = sum(_is_character(word) for word in kept)
+    characters = sum(is_character(word) for word in kept)
     limit = 2 * _MOSTLY if 2 * characters > len(kept) else _MOSTLY
     return len(kept) >= _ENOUGH and _seq_rep_4(kept) >= limit
 
@@ -231,11 +218,6 @@ def _repeated_4_grams(found: Sequence[Word]) -> Iterator[Span]:
         if gram in seen:
             yield found[i].start, found[i + 3].end
         seen.add(gram)
-
-
-def _is_character(word: str) -> bool:
-    """Return whether a word is a character of a script without spaces, whose words have about two."""
-    return len(word) == 1 and not word.isascii()
 
 
 def _seq_rep_4(texts: Sequence[str]) -> float:

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from chattune.evaluate.failures.text import (
-    GENERIC,
     SPECIAL_TOKEN,
     Found,
     Word,
@@ -17,6 +16,7 @@ from chattune.evaluate.failures.text import (
     without_code,
     words,
 )
+from chattune.evaluate.failures.word_lists import GENERIC
 from chattune.evaluate.sample import Sample
 
 _SHORTEST_REPLY = 3  # words of replies that are compared as a whole
@@ -68,6 +68,12 @@ _Place = tuple[int, int, int]  # number of a reply, the first shared word, how m
 def template(samples: Sequence[Sample]) -> Found:
     """Find wording that a reply shares with replies to unrelated prompts.
 
+    Either the whole reply, of three words or more, is equal to one to an unrelated prompt; or its
+    first words, or 8 words in a row, are shared by more unrelated prompts than can be by chance
+    (see `_needed`) and by one in a hundred. Words weigh more if they say something about a topic,
+    and nothing if they stand in the prompt. Prompts are unrelated if they have fewer than a quarter
+    of their topic words in common; replies to one prompt, to its turns or under other seeds, are
+    not compared. The spans are the shared words.
     """
     replies = [_reply(s) for s in samples]
     found: Found = [[] for _ in samples]
@@ -141,7 +147,8 @@ def _needed(kind: _Kind, weight: int, several: int) -> int:
         return 2
     fewest = max(3, math.ceil(_SHARE * several))
     return next(
-        m for m in itertools.count(fewest)
+        m
+        for m in itertools.count(fewest)
         if m > several or math.comb(several, m) * probability ** (m - 1) <= _CHANCE
     )
 

@@ -1,8 +1,10 @@
 """The text of a reply: its words, sentences, lines and code, each with its character positions."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
+
+from chattune.evaluate.failures.word_lists import GENERIC
 
 Span = tuple[int, int]  # character positions (start, end), the end not included
 Found = list[list[Span]]  # for each sample, the spans of its reply that show a failure
@@ -14,11 +16,11 @@ UNSPACED = (
     "\u3040-\u30ff\u31f0-\u31ff"  # Japanese syllables
     "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # Chinese characters
 )
-_WORD = re.compile(rf"[{UNSPACED}]|[^\W_{UNSPACED}]+(?:['’][^\W_{UNSPACED}]+)*")
-_FENCE = re.compile(r"^[ \t]*(?:[-*+>] |\d+[.)] )?[ \t]*(`{3,}|~{3,})", re.MULTILINE)
+_WORD = re.compile(rf"[{UNSPACED}]|[^\W_{UNSPACED}]+(?:'[^\W_{UNSPACED}]+)*")
+_FENCE = re.compile(r"^[ \t]*(?:(?:[-*+>]|\d+[.)])[ \t]+)?(`{3,}|~{3,})", re.MULTILINE)
 _INLINE_CODE = re.compile(r"`[^`\n]+`")
 _SENTENCE_END = re.compile(
-    r"""[.!?…]+["'”’»)\]*_]*(?=\s|$)   # the spaced scripts
+    r"""(?<![.!?…])[.!?…]+["'”’»)\]*_]*(?=\s|$)   # the spaced scripts
     |[。！？｡]+["'”’」』）]*            # Chinese and Japanese
     |[؟।۔]+(?=\s|$)                    # Arabic, Hindi, Urdu
     """,
@@ -32,9 +34,9 @@ _ABBREVIATION = re.compile(
 LIST_MARKER = re.compile(r"[ \t]*(?:[-*+•●–▪]|\(?(?:\d{1,3}|[a-zA-Z])[.)]|\d{1,3}:)[ \t]+")
 # Lines that are probably code, in the syntax of many languages.
 CODE_LINE = re.compile(
-    r"[;{}]$|^[)}\]]|\w\(.*\)$|\w\[.+\] ?=|\w = \S|:=|=>|->|^</?\w+.*>$|::|&&|\|\||==|--\w|^[$>#] \w"
-    r"|^(?:import|from \w+ import|def|class|return|else|elif|fi|done|end|endif|SELECT|INSERT|FROM"
-    r"|WHERE)\b"
+    r"[;{}]$|^[)}\]]|\w\(.*\)$|\w\[.+\] ?=|\w = \S|:=|=>|->|^</?\w+.*>$|::|&&|\|\||==|--\w"
+    r"|^[$>#] \w|^(?:import|from \w+ import|def|class|return|else|elif|fi|done|end|endif|SELECT"
+    r"|INSERT|FROM|WHERE)\b"
 )
 # Special tokens as tokenizers spell them.
 SPECIAL_TOKEN = re.compile(
@@ -42,30 +44,18 @@ SPECIAL_TOKEN = re.compile(
     r"|<(?:eos|bos|pad|unk)>|\[(?:PAD|CLS|SEP|UNK|EOS|BOS)\]|<extra_id_\d+>"
 )
 
-# Words that say nothing about a topic: English function words, and the verbs, nouns and adverbs of
-# requests and of small talk.
-GENERIC = frozenset(
+
+def any_of(text: str) -> str:
+    """Return a regular expression for any of several phrases.
+
+    `text` has them with white space between them, as expressions with underscores for spaces.
     """
-    a about above additional after again against all almost also although always am among an and
-    another any anything are aren't as ask asked assist assistance at away be because been before
-    being below best better between
-    both but by came can can't cannot come could couldn't did didn't different do does doesn't doing
-    don't done down each either else enough even ever every everything example feel few find first for
-    free from further get getting give given go goes going good got had has hasn't have haven't having he
-    hello help helpful helps her here here's hers hesitate hey hi him his hope how however i i'd i'll i'm i've if
-    important in instead into is isn't it it's its itself just keep kind know last least less let
-    let's like list little look lot lots made main make makes making many may maybe me mean means
-    might mine more most much must my myself need needs never new next no nor not nothing now of off
-    ok okay on once one ones only or other others our ours out over own part people perhaps please
-    possible question questions quite rather really right said same say says see she should
-    shouldn't show since so some someone something sorry still such sure take tell than thank thanks
-    that that's the their theirs them then there there's these they thing things think this those
-    through thus time to today together too try two under until up upon us use used using usually
-    very want wants was wasn't way ways we well were weren't what what's when where whether which
-    while who whom whose why will with within without won't would wouldn't write yes yet you you'd
-    you'll you're you've your yours yourself
-    """.split()
-)
+    return f"(?:{'|'.join(text.split()).replace('_', ' ')})"
+
+
+def phrases(text: str) -> re.Pattern[str]:
+    """Compile a pattern that finds any of several phrases (see `any_of`) as whole words."""
+    return re.compile(rf"\b{any_of(text)}\b", re.IGNORECASE)
 
 
 class Word(NamedTuple):
@@ -78,14 +68,25 @@ class Word(NamedTuple):
 
 def words(text: str) -> list[Word]:
     """Return the words of a text; those of Chinese, Japanese, Thai and the like are characters."""
-    return [
-        Word(m.group().lower().replace("’", "'"), m.start(), m.end()) for m in _WORD.finditer(text)
-    ]
+    return [Word(m.group(), m.start(), m.end()) for m in _WORD.finditer(_lower(text))]
+
+
+def word_texts(text: str) -> list[str]:
+    """Return the words of a text in lower case, without their positions."""
+    return _WORD.findall(_lower(text))
+
+
+def _lower(text: str) -> str:
+    """Return a text of equal length in lower case, with straight apostrophes."""
+    lower = text.lower()
+    if len(lower) != len(text):  # one letter may become two, such as the Turkish I with a dot
+        lower = "".join(c if len(c.lower()) > 1 else c.lower() for c in text)
+    return lower.replace("’", "'")
 
 
 def content_words(text: str) -> set[str]:
     """Return the different words of a text that say something about its topic."""
-    return {w.text for w in words(text)} - GENERIC
+    return set(word_texts(text)) - GENERIC
 
 
 def lines(text: str) -> list[Span]:
@@ -140,6 +141,22 @@ def without_code(text: str) -> str:
     return "".join([*pieces, text[done:]])
 
 
+def prose(text: str) -> str:
+    """Return a text of equal length with spaces instead of code, tables and special tokens.
+
+    A line of code without a fence is recognised if the line before or after it is one, too.
+    """
+    text = SPECIAL_TOKEN.sub(lambda m: "\n" * len(m.group()), without_code(text))
+    spans = lines(text)
+    like_code = [bool(CODE_LINE.search(text[a:b])) or text[a:b].count("|") > 1 for a, b in spans]
+    pieces, done = [], 0
+    for i, (start, end) in enumerate(spans):
+        if like_code[i] and any(like_code[max(0, i - 1) : i] + like_code[i + 1 : i + 2]):
+            pieces += [text[done:start], " " * (end - start)]
+            done = end
+    return "".join([*pieces, text[done:]])
+
+
 def _fences(text: str) -> tuple[list[Span], int | None]:
     """Return the closed code blocks of a text, and where one begins that is never closed."""
     blocks: list[Span] = []
@@ -155,6 +172,11 @@ def _fences(text: str) -> tuple[list[Span], int | None]:
     return blocks, opened.start() if opened else None
 
 
+def is_character(word: str) -> bool:
+    """Return whether a word is one character of a script without spaces between words."""
+    return len(word) == 1 and not word.isascii()
+
+
 def merged(spans: Iterable[Span]) -> list[Span]:
     """Return spans in order, with those that touch or overlap made one."""
     result: list[Span] = []
@@ -164,5 +186,3 @@ def merged(spans: Iterable[Span]) -> list[Span]:
         else:
             result.append((start, end))
     return result
-
-
