@@ -52,7 +52,7 @@ def test_scripts_without_spaces_are_separated_at_their_marks(expected: list[str]
 
 
 def test_a_line_is_a_sentence_and_the_marker_of_an_item_is_none() -> None:
-    text = "A heading  \n1. One.\n  b. Two.\n2. "
+    text = "A heading\n1. One.\n  b. Two.\n2. "
     assert sentences(text) == ["A heading", "1. One.", "b. Two.", "2."]
     assert text.index("2.") + 2 not in list(sentence_ends(text))
 

@@ -9,7 +9,7 @@ _CLOSING = r"""['"’”»›«‹)\]）」』】*_]*"""  # quotes, brackets and
 _SENTENCE_END = re.compile(
     rf"[.!?…؟۔]{_CLOSING}(?:[\s\u202f]»)?(?=\s)"
     rf"|[。！？｡।॥]+{_CLOSING}"
-    r"|(?<=\S)(?=[^\S\n]*\n)"
+    r"|(?<=\S)(?=\n)"
 )
 
 # "2." or "b." at the start of a line looks like the end of a sentence but only opens a list item.

@@ -1,5 +1,6 @@
 """Two evaluations beside each other, on made-up samples."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,13 @@ def test_only_shared_prompts_are_compared() -> None:
     (stopping,) = (d for d in found.differences if d.name == "not_stopping")
     assert found.shared_prompts == stopping.a.n == 10
     assert stopping.b.value == 0.5
+
+
+def test_prompts_of_one_name_with_other_words_are_not_compared() -> None:
+    a, b = evaluation("a", 0, range(5)), evaluation("b", 0, range(5))
+    other = replace(b.judged[0].sample, messages=(Message("user", "Other words?"),))
+    b.judged[0] = replace(b.judged[0], sample=other)
+    assert compare(a, b).shared_prompts == 4
 
 
 def test_evaluations_without_a_common_prompt_are_refused() -> None:

@@ -106,7 +106,9 @@ def test_an_answer_that_is_no_verdict_is_counted(endpoint: Endpoint) -> None:
 
 
 def test_an_endpoint_that_does_not_answer_is_named() -> None:
-    with pytest.raises(UserError, match=r"judge http://127\.0\.0\.1:9/v1/chat/completions: no answer"):
+    with pytest.raises(
+        UserError, match=r"judge http://127\.0\.0\.1:9/v1/chat/completions: no answer"
+    ):
         Judge("http://127.0.0.1:9/v1", "m").ask("Hello?")
 
 

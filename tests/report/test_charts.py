@@ -12,6 +12,7 @@ from chattune.report.charts import evaluation_pictures, failures, lengths
 from chattune.report.curves import differences, frontier, loss, loss_pictures
 from chattune.report.figures import meaning
 from chattune.report.picture import WIDTH, Picture
+from chattune.report.tables import other_tables
 
 
 def drawn(picture: Picture) -> dict:
@@ -68,17 +69,20 @@ def test_one_evaluation_needs_no_legend(two: list) -> None:
     assert failures(two[:1]).table.columns[0] != "Model"
 
 
-def test_many_evaluations_get_a_panel_for_each_failure_that_occurs(two: list) -> None:
+def test_many_evaluations_get_a_chart_of_each_failure_that_occurs(two: list) -> None:
     many = [*two, realistic("third", {}), realistic("fourth", {"echo": 0.1})]
-    assert drawn(failures(many))["columns"] == 1
-    assert {row["failure"] for row in values(failures(many))} == {
-        meaning(name).title for name in ("repetition", "echo", "empty")
-    }
-    turns = [p for p in evaluation_pictures(many) if p.name == "turns"]
-    assert turns[0].svg() == ""
-    assert turns[0].table.rows
+    *charts, turns, _ = evaluation_pictures(many)
+    assert [chart.name for chart in charts] == [
+        "failure-repetition", "failure-echo", "failure-empty",
+    ]  # fmt: skip
+    rates = [e.scores["failures"]["echo"]["value"] * 100 for e in many]
+    assert [row["value"] for row in values(charts[1])] == pytest.approx(rates)
+    assert [row[0] for row in charts[1].table.rows] == [meaning("echo").title] * 4
+    assert (turns.name, turns.svg()) == ("turns", "")
+    assert turns.table.rows
     fine = [evaluation(f"model {n}", [judged("Yes.")]) for n in range(4)]
-    assert failures(fine).svg() == ""
+    assert [picture.name for picture in evaluation_pictures(fine)] == ["lengths"]
+    assert other_tables(fine)[0].caption == "Failures"
 
 
 def test_lengths_count_every_reply_once(two: list) -> None:

@@ -1,5 +1,6 @@
 """What differs between evaluations is said only where the figures support it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from made_evaluations import evaluation, judged, sweep
@@ -7,7 +8,13 @@ from made_evaluations import evaluation, judged, sweep
 from chattune.evaluate import Evaluation
 from chattune.evaluate.comparing import Comparison, Difference, compare
 from chattune.evaluate.intervals import Figure
-from chattune.report.contrasts import comparison_sentences, contrasts, sweep_sentences
+from chattune.evaluate.verdicts import Verdicts
+from chattune.report.contrasts import (
+    comparison_sentences,
+    contrasts,
+    sweep_sentences,
+    verdict_sentences,
+)
 from chattune.report.labels import labels, pair
 
 FINE = "A comet is a ball of ice and dust."
@@ -65,6 +72,28 @@ def test_one_setting_that_differs_is_named_and_several_are_counted() -> None:
     ]
     several = Comparison(("a", "b"), [words], {"x": (1, 2), "y": (1, 2)}, 60)
     assert comparison_sentences(several)[-1].startswith("2 settings differ between them")
+
+
+def test_a_judge_is_quoted_apart_from_the_failures() -> None:
+    made = compare(with_failures("cold", 3), with_failures("warm", 3))
+    assert verdict_sentences(made) == []
+    verdicts = Verdicts(
+        {f"general/{n}": 1.0 for n in range(50)},
+        flipped=1,
+        unclear=2,
+        win_rate=Figure(0.61, 0.5, 0.72, 50),
+        length_controlled=0.55,
+        agreement=Figure(0.8, 0.6, 0.95, 20),
+    )
+    assert verdict_sentences(replace(made, verdicts=verdicts)) == [
+        "From 50 prompts: the judge prefers the reply of warm on 61 of 100 (95 % interval 50 to "
+        "72); a tie counts half.",
+        "For replies of equal length it would be 55 of 100.",
+        "Counted as ties are 1 verdict that changed with the order of the replies, and 2 answers "
+        "without a verdict.",
+        "It agrees with 16 of 20 votes of a person.",
+    ]
+    assert comparison_sentences(replace(made, verdicts=verdicts)) == comparison_sentences(made)
 
 
 def test_a_sweep_tells_the_figure_of_the_prompts_that_did_not_choose() -> None:

@@ -332,5 +332,5 @@ def test_a_study_of_many_models_keeps_them_apart(tmp_path: Path) -> None:
     assert [e.text for e in root.by_id("summary").all("summary")] == labels
     assert len(root.all("article")) == 1
     assert len(root.all("h4")) == 5
-    chart = root.by_id("failures").all("svg")[0].text
+    chart = root.by_id("failure-echo").all("svg")[0].text
     assert all(label in chart for label in labels)

@@ -95,7 +95,7 @@ def evaluate(
     kind = model.kind
     del model, speaker  # the modules that compute likelihoods need its memory
     training = subject.training_replies()
-    judged = judge(answers.samples, training)
+    judged = with_failures(answers.samples, training)
     judged = with_likelihoods(judged, load(run_or_model, find_device(), base=base))
     facts = settings | {"engine": kind, "left_out": answers.left_out}
     evaluation = _write(subject.folder, facts, judged, training)
@@ -104,7 +104,7 @@ def evaluate(
     return evaluation
 
 
-def judge(samples: Sequence[Sample], training: TrainingReplies | str) -> list[Judged]:
+def with_failures(samples: Sequence[Sample], training: TrainingReplies | str) -> list[Judged]:
     """Return the samples with the failures that are found in their replies.
 
     `training` are the replies that the model was trained on, or says why they are not known.
@@ -122,9 +122,13 @@ def with_likelihoods(judged: Sequence[Judged], loaded: Loaded) -> list[Judged]:
     of_reference = dict(zip(with_reference, references, strict=True))
     own_prompt = likelihood.own_prompt(loaded, samples)
     own_reply = likelihood.own_reply(loaded, samples)
-    measured = {"likelihood": of_reference, "own_prompt": own_prompt, "own_reply": own_reply}
     return [
-        replace(j, **{name: asdict(by[i]) for name, by in measured.items() if i in by})
+        replace(
+            j,
+            likelihood=asdict(of_reference[i]) if i in of_reference else None,
+            own_prompt=asdict(own_prompt[i]) if i in own_prompt else None,
+            own_reply=asdict(own_reply[i]) if i in own_reply else None,
+        )
         for i, j in enumerate(judged)
     ]
 

@@ -1,9 +1,10 @@
 """Two evaluations beside each other: paired differences of their figures, and what differs."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from chattune.conversation import Message
 from chattune.errors import DataError
 from chattune.evaluate import Evaluation
 from chattune.evaluate.failures import FAILURES
@@ -52,13 +53,15 @@ def compare(a: Evaluation, b: Evaluation) -> Comparison:
 
     Raises DataError if they share no prompt.
     """
-    shared = {j.sample.prompt for j in a.judged} & {j.sample.prompt for j in b.judged}
+    shared = [
+        prompt for prompt, opening in _openings(a).items() if _openings(b).get(prompt) == opening
+    ]
     if not shared:
         raise DataError(
             f"compare {a.folder} {b.folder}: they have no prompt in common; evaluate both on the "
             "same --prompts"
         )
-    differences = list(_differences(a, b))
+    differences = list(_differences(a, b, shared))
     corrected = holm([d.p for d in differences])
     return Comparison(
         (a.label, b.label),
@@ -68,16 +71,27 @@ def compare(a: Evaluation, b: Evaluation) -> Comparison:
     )
 
 
-def _differences(a: Evaluation, b: Evaluation) -> Iterator[Difference]:
-    """Yield the difference of every figure that both evaluations have, not yet corrected."""
+def _openings(evaluation: Evaluation) -> dict[str, tuple[Message, ...]]:
+    """Return the messages before the first reply of each prompt.
+
+    Prompts of one name may differ, such as the held-out conversations of runs on different data.
+    """
+    return {j.sample.prompt: j.sample.messages for j in evaluation.judged if j.sample.turn == 1}
+
+
+def _differences(a: Evaluation, b: Evaluation, shared: Sequence[str]) -> Iterator[Difference]:
+    """Yield the difference of every figure that both evaluations have, not yet corrected.
+
+    Every prompt counts once, however many replies it has.
+    """
     for section, name, value, is_rate in _figures():
         if name in a.scores["not_measured"] or name in b.scores["not_measured"]:
             continue
         ours, theirs = (groups_by_prompt(e.judged, value) for e in (a, b))
-        prompts = [prompt for prompt in ours if prompt in theirs]
+        prompts = [p for p in shared if p in ours and p in theirs]
         if not prompts:
             continue
-        values_a, values_b = ([side[p] for p in prompts] for side in (ours, theirs))
+        values_a, values_b = ([[_mean(side[p])] for p in prompts] for side in (ours, theirs))
         figure = rate if is_rate else mean
         yield Difference(
             section,
@@ -87,6 +101,10 @@ def _differences(a: Evaluation, b: Evaluation) -> Iterator[Difference]:
             difference(values_b, values_a, is_rate=is_rate),
             p_value(values_b, values_a),
         )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
 def _figures() -> list[tuple[str, str, Value, bool]]:

@@ -5,7 +5,7 @@ from random import Random
 
 from chattune.evaluate.failures.text import word_texts
 
-_MOST_COMPARED = 50  # replies that self_bleu compares; its time grows with their square
+_MOST_COMPARED = 32  # replies that self_bleu compares; its time grows with their square
 
 
 def distinct(texts: Sequence[str], n: int) -> float:

@@ -123,7 +123,7 @@ def nats_of_tokens(loaded: Loaded, pairs: Sequence[Scored]) -> list[torch.Tensor
             ids[None], use_cache=False, logits_to_keep=positions - 1, **arguments
         ).logits[0]
         nats = cross_entropy(logits.float(), ids[positions], reduction="none").cpu()
-        for i, part in zip(pack, nats.split([len(w) for w in wanted]), strict=True):
+        for i, part in zip(pack, torch.split(nats, [len(w) for w in wanted]), strict=True):
             found[i] = part
     return found
 

@@ -17,6 +17,8 @@ from chattune.errors import ChatError
 from chattune.evaluate.prompts import Prompt
 from chattune.evaluate.sample import Sample
 from chattune.generate import Decoding, Engine
+from chattune.generate.finish import finish_reply
+from chattune.generate.reply import Reply
 from chattune.template import Template
 
 
@@ -149,21 +151,38 @@ def _answer(
             except ChatError as error:
                 state.left_out[task.prompt.name] = str(error)
                 continue
-            budget = min(decoding.max_new_tokens, speaker.positions - len(ids))
+            limit = min(decoding.max_new_tokens, speaker.positions - len(ids))
             asked.append((state, task, messages))
             prompts.append(ids)
-            settings.append(decoding.but(seed=_seed(task), max_new_tokens=budget))
+            settings.append(decoding.but(seed=_seed(task), max_new_tokens=limit))
     replies: list[list[int]] = [[] for _ in prompts]
-    for index, token in speaker.engine.generate(prompts, settings):
-        reply, limit = replies[index], settings[index].max_new_tokens
+    most = [
+        min(decoding.most_tokens, speaker.positions - len(ids))
+        for ids, decoding in zip(prompts, settings, strict=True)
+    ]
+    written = [d.but(max_new_tokens=n) for d, n in zip(settings, most, strict=True)]
+    for index, token in speaker.engine.generate(prompts, written):
+        reply = replies[index]
         reply.append(token)
-        stopped = token in template.end_ids
-        if stopped or len(reply) == limit:
+        if token in template.end_ids or len(reply) == most[index]:
             state, task, messages = asked[index]
-            text = template.decode(reply[:-1] if stopped else reply, special=True)
-            cuts = [text.index(s) for s in settings[index].stop if s in text]
-            text = text[: min(cuts, default=None)]
-            yield state, _sample(task, messages, text, len(reply), stopped or bool(cuts))
+            text, stopped = _text(reply, template, settings[index])
+            yield state, _sample(task, messages, text, len(reply), stopped)
+
+
+def _text(reply: list[int], template: Template, decoding: Decoding) -> tuple[str, bool]:
+    """Return the text of a reply, and whether it ended before the limit of its decoding.
+
+    Special tokens are spelled out, unless `decoding.finish` leaves out a part of the reply.
+    """
+    if decoding.finish != "cut":
+        *_, finished = finish_reply(reply, template, decoding)
+        assert isinstance(finished, Reply)  # it comes after the pieces of text
+        return finished.text, finished.finish == "stop"
+    stopped = reply[-1] in template.end_ids
+    text = template.decode(reply[:-1] if stopped else reply, special=True)
+    cuts = [text.index(s) for s in decoding.stop if s in text]
+    return text[: min(cuts, default=None)], stopped or bool(cuts)
 
 
 def _messages(task: _Task, written: dict[tuple[str, int, int], Sample]) -> list[Message]:

@@ -176,7 +176,7 @@ def _likelihood(judged: Sequence[Judged]) -> Scores:
 
     loss = ratio(column("nats"), column("tokens"))
     bits = ratio([nats / math.log(2) for nats in column("text_nats")], column("bytes"))
-    perplexity = Figure(*(math.exp(v) for v in (loss.value, loss.low, loss.high)), loss.n)
+    perplexity = Figure(math.exp(loss.value), math.exp(loss.low), math.exp(loss.high), loss.n)
     figures = {"loss": loss, "perplexity": perplexity, "bits_per_byte": bits}
     return {name: asdict(figure) for name, figure in figures.items()}
 

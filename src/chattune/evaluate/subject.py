@@ -45,7 +45,9 @@ class Subject:
             folder = Path(output)
         else:
             folder = run.folder if run else Path("evaluations") / Path(name).name
-        holds_evaluation = any((folder / file).is_file() for file in EVALUATION)
+        # An evaluation that was stopped has left hidden files with its replies.
+        hidden = folder.is_dir() and any(folder.glob(".s*"))
+        holds_evaluation = hidden or any((folder / file).is_file() for file in EVALUATION)
         if (run is None or folder != run.folder) and not holds_evaluation:
             check_output_folder(folder, "output")
         return cls(name, found, run, folder)

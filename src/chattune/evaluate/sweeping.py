@@ -12,7 +12,7 @@ from typing import Any
 from chattune import run as runs
 from chattune.device import find_device
 from chattune.errors import DataError
-from chattune.evaluate import judge, likelihood
+from chattune.evaluate import likelihood, with_failures
 from chattune.evaluate.failures import FAILURES
 from chattune.evaluate.failures.repetition import seq_rep_4
 from chattune.evaluate.intervals import Figure, mean, rate
@@ -88,7 +88,7 @@ def sweep(
     sets = subject.prompt_sets(prompts)
     every = [prompt for prompts_of_set in sets.values() for prompt in prompts_of_set]
     recommended = Decoding.of(subject.run.folder if subject.run else subject.base.folder)
-    settings = dict(grid or GRID)
+    settings: dict[str, Sequence[Any]] = dict(grid or GRID)
     combinations = [
         dict(zip(settings, values, strict=True)) for values in itertools.product(*settings.values())
     ]
@@ -112,7 +112,7 @@ def sweep(
     choosing = {prompt.name for prompt in every[::2]}  # half of each kind, as kinds lie together
     cells = []
     for combination, answer in zip(combinations, answers, strict=True):
-        judged = judge(answer.samples, training)
+        judged = with_failures(answer.samples, training)
         ours = [j for j in judged if j.sample.prompt in choosing]
         others = [j for j in judged if j.sample.prompt not in choosing]
         cells.append(Cell(combination, _figures(ours, loaded), _figures(others, loaded)))

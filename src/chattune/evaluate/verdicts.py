@@ -99,7 +99,7 @@ def length_controlled(verdicts: Sequence[float], more_words: Sequence[int]) -> f
     longer = np.array(more_words, np.float64)
     longer = np.tanh(longer / (longer.std() or 1.0))
 
-    def loss(weights: np.ndarray) -> float:  # type: ignore[type-arg]  # scipy passes plain arrays
+    def loss(weights: np.ndarray) -> float:
         scores = weights[0] + weights[1] * longer
         nats = np.logaddexp(0, -scores) * wins + np.logaddexp(0, scores) * (1 - wins)
         return float(nats.sum() + 0.01 * (weights**2).sum())

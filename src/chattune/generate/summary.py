@@ -42,7 +42,7 @@ def text_ranks(sentences: Sequence[str]) -> list[float]:
     sentences share, divided by the sum of the logarithms of their lengths (TextRank: Mihalcea and
     Tarau 2004, https://aclanthology.org/W04-3252/).
     """
-    import networkx  # type: ignore[import-untyped]  # it has no annotations
+    import networkx
 
     words = [_WORD.findall(sentence.casefold()) for sentence in sentences]
     graph = networkx.Graph()

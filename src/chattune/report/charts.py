@@ -20,7 +20,9 @@ _BARS = 12
 
 def evaluation_pictures(evaluations: Sequence[Evaluation]) -> Iterator[Picture]:
     """Yield the pictures that the evaluations have the figures for."""
-    if any(e.scores.get("failures") for e in evaluations):
+    if len(evaluations) > FEW:
+        yield from (one_failure(evaluations, name) for name in occurring(evaluations))
+    elif any(e.scores.get("failures") for e in evaluations):
         yield failures(evaluations)
     if turn_table(evaluations).rows:
         yield failures_by_turn(evaluations)
@@ -29,7 +31,7 @@ def evaluation_pictures(evaluations: Sequence[Evaluation]) -> Iterator[Picture]:
 
 
 def failures(evaluations: Sequence[Evaluation]) -> Picture:
-    """Draw the rate of each failure with its interval, for all evaluations beside each other."""
+    """Draw the rate of each failure with its interval, for a few evaluations beside each other."""
     names = labels(evaluations)
     rows = [
         {"failure": wrapped(meaning(failure).title), "model": model} | of_100(figure)
@@ -41,7 +43,24 @@ def failures(evaluations: Sequence[Evaluation]) -> Picture:
         "How often each failure occurs",
         "Points further left are better. A line is a 95 % interval.",
         figure_table(evaluations, "failures"),
-        _failures_in_rows(rows, names) if len(names) <= FEW else _failures_in_panels(rows, names),
+        _failure_rows(rows, names),
+    )
+
+
+def one_failure(evaluations: Sequence[Evaluation], name: str) -> Picture:
+    """Draw the rate of one failure with its interval, with a row for each of many evaluations."""
+    figures = [read(evaluation.scores.get("failures", {})) for evaluation in evaluations]
+    rows = [
+        {"model": wrapped(label)} | of_100(f[name])
+        for label, f in zip(labels(evaluations), figures, strict=True)
+        if name in f
+    ]
+    return Picture(
+        f"failure-{name}",
+        meaning(name).title,
+        "Points further left are better. A line is a 95 % interval.",
+        figure_table(evaluations, "failures", only=name),
+        _model_rows(rows),
     )
 
 
@@ -49,7 +68,8 @@ def failures_by_turn(evaluations: Sequence[Evaluation]) -> Picture:
     """Draw the rate of each failure that occurs, from turn to turn of the conversations."""
     names = labels(evaluations)
     rows = [
-        {"failure": meaning(failure).title, "model": model, "turn": int(turn)} | of_100(figure)
+        {"failure": wrapped(meaning(failure).title), "model": model, "turn": int(turn)}
+        | of_100(figure)
         for model, evaluation in zip(names, evaluations, strict=True)
         for turn, figures in evaluation.scores.get("by_turn", {}).items()
         for failure, figure in read(figures).items()
@@ -107,7 +127,7 @@ def row_labels() -> "altair.Axis":
     )
 
 
-def _failures_in_rows(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Any:
+def _failure_rows(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Any:
     """Draw a row for each failure, in which the evaluations lie below each other."""
     import altair as alt
 
@@ -127,29 +147,17 @@ def _failures_in_rows(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -
     )
 
 
-def _failures_in_panels(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Any:
-    """Draw a panel for each failure that occurs, if any does, with a row for each evaluation."""
+def _model_rows(rows: Sequence[Mapping[str, Any]]) -> Any:
+    """Draw a row for each evaluation."""
     import altair as alt
 
-    seen = {row["failure"] for row in rows if row["value"]}
-    if not seen:
-        return None
-    shown = [
-        {**row, "failure": row["failure"].replace("\n", " "), "model": wrapped(row["model"])}
-        for row in rows
-        if row["failure"] in seen
-    ]
-    base = alt.Chart().encode(y=alt.Y("model:N", sort=None, axis=row_labels()))
+    base = alt.Chart({"values": rows}).encode(y=alt.Y("model:N", sort=None, axis=row_labels()))
     points = base.mark_point().encode(
         x=alt.X("value:Q", title=OF_100, scale=alt.Scale(domainMin=0))
     )
     intervals = base.mark_rule().encode(x="low:Q", x2="high:Q")
-    lines = max(wrapped(name).count("\n") + 1 for name in names)
-    panel = alt.layer(intervals, points, data={"values": shown}).properties(
-        width=ROW_WIDTH, height=len(names) * (14 * lines + 8)
-    )
-    panels = panel.facet(facet=alt.Facet("failure:N", sort=None), columns=1)
-    return panels.resolve_axis(x="independent")
+    lines = max(row["model"].count("\n") + 1 for row in rows)
+    return (intervals + points).properties(width=ROW_WIDTH, height=len(rows) * (14 * lines + 8))
 
 
 def _turns(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Any:
@@ -173,7 +181,11 @@ def _turns(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Any:
         base.mark_point().encode(y=rates, shape=alt.Shape("model:N", **_models(names))),
         data={"values": shifted},
     ).properties(width=(WIDTH - 90) / 2, height=90)
-    return panel.facet(facet=alt.Facet("failure:N", sort=None), columns=2)
+    order = list(dict.fromkeys(row["failure"] for row in rows))
+    facet = alt.Facet(
+        "failure:N", sort=order, header=alt.Header(labelExpr="split(datum.label, '\\n')")
+    )
+    return panel.facet(facet=facet, columns=2)
 
 
 def _bars(bars: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Any:
@@ -213,4 +225,4 @@ def _step(longest: int) -> int:
 
 def wrapped(text: str) -> str:
     """Return a title in lines that are short enough for the labels of rows."""
-    return "\n".join(textwrap.wrap(text, 20))
+    return "\n".join(textwrap.wrap(text, 17))

@@ -51,6 +51,29 @@ def comparison_sentences(comparison: Comparison) -> list[str]:
     return found + _settings(comparison)
 
 
+def verdict_sentences(comparison: Comparison) -> list[str]:
+    """Return which replies a judge model prefers, if one was asked; failures do not say that."""
+    verdicts = comparison.verdicts
+    if verdicts is None:
+        return []
+    _, b = map(quoted, pair(comparison))
+    rate = verdicts.win_rate
+    found = [
+        f"From {count(rate.n, 'prompt')}: the judge prefers the reply of {b} on "
+        f"{rate.value * 100:.0f} of 100 (95 % interval {rate.low * 100:.0f} to "
+        f"{rate.high * 100:.0f}); a tie counts half.",
+        f"For replies of equal length it would be {verdicts.length_controlled * 100:.0f} of 100.",
+    ]
+    if verdicts.flipped or verdicts.unclear:
+        found.append(
+            f"Counted as ties are {count(verdicts.flipped, 'verdict')} that changed with the order "
+            f"of the replies, and {count(verdicts.unclear, 'answer')} without a verdict."
+        )
+    if verdicts.agreement is not None:
+        found.append(f"It agrees with {share(verdicts.agreement, 'vote', 'votes')} of a person.")
+    return found
+
+
 def sweep_sentences(sweep: Sweep) -> list[str]:
     """Return what a sweep has chosen, and what the prompts say that did not choose it."""
     cell = sweep.cells[sweep.chosen]
@@ -83,17 +106,14 @@ def _furthest_apart(name: str, having: Mapping[str, Figure]) -> Iterator[str]:
 
 
 def _differing(difference: Difference, a: str, b: str) -> str:
-    name, p = difference.name, probability(difference.p)
+    name = difference.name
+    p = f"p = {probability(difference.p)}".replace("= <", "<")
     if not meaning(name).is_rate:
-        return (
-            f"{title(name)}: {value(name, difference.b)} with {b} against "
-            f"{value(name, difference.a)} with {a} ({p})."
-        )
+        ours, theirs = value(name, difference.a), value(name, difference.b)
+        return f"{title(name)}: {theirs} with {b} against {ours} with {a} ({p})."
     how = "more" if difference.difference.value > 0 else "less"
-    return (
-        f"{b} {does(name)} {how} often than {a}: in {share(difference.b)} against "
-        f"{share(difference.a)} ({p})."
-    )
+    ours, theirs = share(difference.a), share(difference.b)
+    return f"{b} {does(name)} {how} often than {a}: in {theirs} against {ours} ({p})."
 
 
 def _settings(comparison: Comparison) -> list[str]:

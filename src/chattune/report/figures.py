@@ -193,7 +193,7 @@ def number(value: float) -> str:
 
 def probability(p: float) -> str:
     """Return a p-value as it is commonly written."""
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _definition(name: str) -> str:

@@ -9,7 +9,12 @@ from chattune.evaluate.comparing import Comparison
 from chattune.evaluate.sweeping import Sweep
 from chattune.folders import write_bytes
 from chattune.report import Finding
-from chattune.report.contrasts import comparison_sentences, contrasts, sweep_sentences
+from chattune.report.contrasts import (
+    comparison_sentences,
+    contrasts,
+    sweep_sentences,
+    verdict_sentences,
+)
 from chattune.report.definitions import definitions
 from chattune.report.escaping import fenced, markdown
 from chattune.report.figures import SECTIONS, meaning
@@ -103,6 +108,9 @@ def _comparisons(comparisons: Sequence[Comparison]) -> Iterator[str]:
         a, b = pair(comparison)
         yield f"### {markdown(b)} compared with {markdown(a)}"
         yield _list(comparison_sentences(comparison))
+        if verdicts := verdict_sentences(comparison):
+            yield "What a judge model prefers:"
+            yield _list(verdicts)
         yield _table(comparison_table(comparison))
         if comparison.settings:
             yield _table(differing_settings_table(comparison))

@@ -14,7 +14,12 @@ from chattune.evaluate.sweeping import Sweep
 from chattune.folders import write_bytes
 from chattune.report import Finding
 from chattune.report.charts import evaluation_pictures
-from chattune.report.contrasts import comparison_sentences, contrasts, sweep_sentences
+from chattune.report.contrasts import (
+    comparison_sentences,
+    contrasts,
+    sweep_sentences,
+    verdict_sentences,
+)
 from chattune.report.curves import differences, frontier, loss_pictures
 from chattune.report.definitions import definitions
 from chattune.report.escaping import visible
@@ -93,6 +98,7 @@ def _comparison(comparison: Comparison, number: int) -> dict[str, Any]:
     return {
         "title": f"{b} compared with {a}",
         "sentences": comparison_sentences(comparison),
+        "verdicts": verdict_sentences(comparison),
         "picture": differences(comparison, f"differences-{number}"),
         "settings": differing_settings_table(comparison),
     }

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 # A chart is drawn as wide as a phone shows it, so that its text is as large as the page's there.
 # Wider screens enlarge it.
 WIDTH = 350
-LABELS = 126  # of this width, for the labels of rows
+LABELS = 130  # of this width, for the labels of rows
 ROW_WIDTH = WIDTH - LABELS - 20  # for what a row shows
 
 # Okabe and Ito's colours (2008), which people with any colour vision can tell apart. The page's

@@ -57,17 +57,20 @@ class Table:
         ]
 
 
-def figure_table(evaluations: Sequence[Evaluation], section: str) -> Table:
-    """Return the table of a section of figures, with no row if no evaluation has the section."""
+def figure_table(evaluations: Sequence[Evaluation], section: str, only: str | None = None) -> Table:
+    """Return the table of a section of figures, with no row if no evaluation has the section.
+
+    `only` is the name of the single figure that is wanted, if not all are.
+    """
     figures = [read(e.scores.get(section, {})) for e in evaluations]
     rows = [
         (title(name), label, value(name, f[name]), interval(name, f[name]), f"{f[name].n:,}")
-        for name in dict.fromkeys(name for f in figures for name in f)
+        for name in dict.fromkeys(name for f in figures for name in f if only in (None, name))
         for label, f in zip(labels(evaluations), figures, strict=True)
         if name in f
     ]
     columns = ("Figure", "Model", "Value", "95 % interval", "n")
-    return _for(evaluations, Table(SECTIONS[section], columns, rows))
+    return _without_model(evaluations, Table(SECTIONS[section], columns, rows))
 
 
 def matrix(evaluations: Sequence[Evaluation], section: str) -> Table:
@@ -86,19 +89,20 @@ def turn_table(evaluations: Sequence[Evaluation]) -> Table:
     """Return the rates of the failures that occur, by turn of the conversation."""
     rows = [_part_row(*part) for part in _parts(evaluations, "by_turn")]
     columns = ("Failure", "Model", "Turn", "Replies", "95 % interval")
-    return _for(evaluations, Table("Failures by turn", columns, rows))
+    return _without_model(evaluations, Table("Failures by turn", columns, rows))
 
 
 def kind_table(evaluations: Sequence[Evaluation]) -> Table:
     """Return the rates of the failures by kind of prompt, for the kinds on which they occur."""
     rows = [_part_row(*part) for part in _parts(evaluations, "by_kind") if part[-1].value]
     columns = ("Failure", "Model", "Kind of prompt", "Replies", "95 % interval")
-    return _for(evaluations, Table("Failures by kind of prompt", columns, rows))
+    return _without_model(evaluations, Table("Failures by kind of prompt", columns, rows))
 
 
 def other_tables(evaluations: Sequence[Evaluation]) -> list[Table]:
-    """Return the tables that belong to no chart."""
-    tables = [figure_table(evaluations, section) for section in SECTIONS if section != "failures"]
+    """Return the tables of what no single chart shows."""
+    sections = [s for s in SECTIONS if s != "failures" or len(evaluations) > FEW]
+    tables = [figure_table(evaluations, section) for section in sections]
     return [table for table in (*tables, kind_table(evaluations)) if table.rows]
 
 
@@ -133,8 +137,8 @@ def comparison_table(comparison: Comparison) -> Table:
     rows = []
     for d in comparison.differences:
         values = (value(d.name, d.a), value(d.name, d.b))
-        p = probability(d.p).removeprefix("p ").removeprefix("= ")
-        rows.append((title(d.name), *values, change(d.name, d.difference), p))
+        difference = change(d.name, d.difference)
+        rows.append((title(d.name), *values, difference, probability(d.p)))
     columns = ("Figure", *pair(comparison), "Difference (95 % interval)", "p")
     return Table("Differences; those of counts are in 100 replies", columns, rows)
 
@@ -180,8 +184,8 @@ def _part_row(name: str, label: str, part: str, figure: Figure) -> Row:
     return meaning(name).title, label, part or "–", value(name, figure), interval(name, figure)
 
 
-def _for(evaluations: Sequence[Evaluation], table: Table) -> Table:
-    """Leave out the second column, which names the model, if there is only one."""
+def _without_model(evaluations: Sequence[Evaluation], table: Table) -> Table:
+    """Leave out the second column, which names the model, if there is only one evaluation."""
     if len(evaluations) > 1:
         return table
     columns, *rows = ((row[0], *row[2:]) for row in (table.columns, *table.rows))

@@ -12,7 +12,7 @@ from chattune.evaluate import Evaluation
 from chattune.evaluate.comparing import Comparison
 from chattune.evaluate.sweeping import Sweep
 from chattune.report import Finding
-from chattune.report.contrasts import comparison_sentences, sweep_sentences
+from chattune.report.contrasts import comparison_sentences, sweep_sentences, verdict_sentences
 from chattune.report.escaping import visible
 from chattune.report.figures import SECTIONS
 from chattune.report.summary import CAVEAT, sentences
@@ -39,13 +39,13 @@ def as_table(evaluation: Evaluation) -> RenderableType:
 
 def as_comparison(comparison: Comparison) -> RenderableType:
     """Lay out a comparison: what differs, all figures of both sides, and their settings."""
-    settings = differing_settings_table(comparison)
-    return Group(
-        _list(comparison_sentences(comparison)),
-        "",
-        _table(comparison_table(comparison)),
-        *([_table(settings)] if settings.rows else []),
-    )
+    shown: list[RenderableType] = [_list(comparison_sentences(comparison))]
+    if verdicts := verdict_sentences(comparison):
+        shown += ["", Text("What a judge model prefers", style="bold"), _list(verdicts)]
+    shown += ["", _table(comparison_table(comparison))]
+    if comparison.settings:
+        shown.append(_table(differing_settings_table(comparison)))
+    return Group(*shown)
 
 
 def as_sweep(sweep: Sweep) -> RenderableType:

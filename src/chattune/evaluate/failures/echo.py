@@ -138,7 +138,7 @@ def _matching_length(answer: Sequence[Word], asked: Sequence[Word]) -> int:
     count = len(asked)
     own = [_PERSON.get(w.text, w.text) for w in answer[: count + 1 + count // 10]]
     wanted = [_PERSON.get(w.text, w.text) for w in asked]
-    if GENERIC.issuperset(w.text for w in asked):
+    if count <= _SENTENCE and GENERIC.issuperset(w.text for w in asked):  # "How are you?"
         return 0
     if own[:count] == wanted:
         return count

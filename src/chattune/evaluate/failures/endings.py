@@ -149,9 +149,9 @@ def _is_open(last: str, before: Sequence[str]) -> bool:
         return False
     if final.group() in AUXILIARIES and _INVERTED.search(last):
         return False
-    start, end = sentences(last)[-1]
-    fewest = 4 if final.group() in LAST_IN_SHORT_PHRASES else 2
-    return len(words(last[start:end])) >= fewest
+    ending = last[slice(*sentences(last)[-1])]
+    may_be_phrase = ending == last and final.group() in LAST_IN_SHORT_PHRASES
+    return len(words(ending)) > (3 if may_be_phrase else 1)
 
 
 def _needs_full_stop(last: str, before: Sequence[str], cut: bool) -> bool:

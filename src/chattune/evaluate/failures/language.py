@@ -47,8 +47,8 @@ def language(samples: Sequence[Sample]) -> Found:
     text). Within a script, the language of the message and that of a reply of six words or more are
     classified by langid with a probability of 0.9 or more, and both halves of a longer reply have
     to agree. Code, tables and addresses are left out. Passed over are languages that are much
-    alike, prompts that ask for a translation or name the reply's language, and those that have a sentence
-    in it. The span is the whole reply.
+    alike, prompts that ask for a translation or name the reply's language, and those that have a
+    sentence in it. The span is the whole reply.
     """
     return [_foreign(s) for s in samples]
 

@@ -25,6 +25,7 @@ _MOSTLY_IN_VERSE = 0.6
 _ENOUGH = 20  # words below which a share of repeated 4-grams says nothing
 _LONG_PASSAGE = 20, 80  # words and characters
 _LONG_SENTENCE, _SENTENCE = 6, 4  # words
+_LONGEST_FRAME = 8  # words that the items of a list may have in common
 _VERSE = phrases(r"""
     songs? lyrics? poems? poetry rap chorus hymns? haikus? sonnets? ballads? verses? odes?
     limericks? rhymes? chants? carols? lullab\w+ anthems? refrains? psalms? prayers? mantras?
@@ -43,7 +44,7 @@ _LABEL = re.compile(
 _FIELD = re.compile(r"[\s*•–-]*[A-Z][\w /-]{0,30}:\s")  # a line such as "Breakfast: porridge"
 # A unit of up to eight letters or four signs over and over, without the signs that draw lines.
 _CHARACTERS = re.compile(r"([^\W_]{1,8}?)\1{15,}|([^\s\w=_.*#~|-]{1,4}?)\2{24,}")
-_FEWEST_CHARACTERS = 40
+_FEWEST_LETTERS = 40
 
 _Unit = tuple[Span, tuple[str, ...]]  # where a sentence is, and its words
 
@@ -61,7 +62,7 @@ def repetition(samples: Sequence[Sample]) -> Found:
     """Find replies that say the same thing again and again.
 
     One of these is in the reply: a sentence, line or list item of six words or more for the second
-    time, or of four or five words for the third time or soon after the first; a phrase or a series
+    time, of five words for the second time soon after, or of four for the third time; a phrase or a series
     of letters that occurs three times or more without a break; a passage of 20 words that occurred
     before; or so many repeated words that a fifth of the 4-grams occurred before (see
     `seq_rep_4`). In a song or poem that was asked for, only unbroken repetition counts, and 4-grams
@@ -81,7 +82,11 @@ def _repeated(sample: Sample) -> list[Span]:
     asked = " ".join(m.content for m in sample.messages if m.role != "assistant")
     text = prose(sample.reply)
     found = words(text)
-    spans = [m.span() for m in _CHARACTERS.finditer(text) if _is_long(m.group())]
+    spans = [
+        m.span()
+        for m in _CHARACTERS.finditer(text)
+        if m.group(2) or len(m.group()) >= _FEWEST_LETTERS
+    ]
     loops, passages = _passages(text, found)
     if _VERSE.search(asked):
         mostly = _seq_rep_4([w.text for w in found]) >= _MOSTLY_IN_VERSE
@@ -95,10 +100,6 @@ def _repeated(sample: Sample) -> list[Span]:
     if mostly and not spans:
         spans += _repeated_4_grams(found)
     return merged(spans)
-
-
-def _is_long(text: str) -> bool:
-    return len(text) >= _FEWEST_CHARACTERS
 
 
 def _units(text: str) -> list[_Unit]:
@@ -135,7 +136,7 @@ def _too_often(key: Sequence[str], at: Sequence[int]) -> bool:
     if count >= _LONG_SENTENCE:
         return True
     if count >= _SENTENCE:
-        return len(at) > 2 or at[1] - at[0] < 3
+        return len(at) > 2 or (count > _SENTENCE and at[1] - at[0] < 3)
     return any(fourth - first == 3 for first, fourth in zip(at, at[3:], strict=False))
 
 
@@ -184,31 +185,34 @@ def _restates_result(text: str, span: Span) -> bool:
 def _repeats_most(text: str, units: Iterable[_Unit]) -> bool:
     """Return whether many 4-grams of a text's sentences are repeated.
 
-    The words that a line begins or ends with like the line before are left out where its others are
-    new, because the items of a list may have the same frame.
+    The words that a line begins or ends with like one of the three before it are left out where its
+    others are new, because the items of a list may have the same frame, and so are the lines of a
+    plan that recur.
     """
     kept: list[str] = []
     seen: set[str] = set()
-    before: tuple[str, ...] = ()
-    for (start, _), key in units:
-        begins_line = not text[:start].rstrip(" ").endswith((".", "!", "?"))
-        own = _outside_frame(key, before) if begins_line else key
-        kept += key if seen.issuperset(own) else own
+    keys: list[Sequence[str]] = []
+    for (start, end), key in units:
+        if key in keys and _FIELD.match(text, start, end):
+            continue
+        begins_line = not text[max(0, start - 3) : start].rstrip(" ").endswith((".", "!", "?"))
+        own = min((_outside_frame(key, k) for k in keys[-3:]), key=len, default=key)
+        kept += own if begins_line and not seen.issuperset(own) else key
         seen.update(key)
-        before = key
+        keys.append(key)
     # In scripts without spaces each character is a word, so that 4-grams are short.
-    characters = sum(is_character(word) for word in kept)
+    characters = sum(map(is_character, kept))
     limit = 2 * _MOSTLY if 2 * characters > len(kept) else _MOSTLY
     return len(kept) >= _ENOUGH and _seq_rep_4(kept) >= limit
 
 
 def _outside_frame(key: Sequence[str], before: Sequence[str]) -> Sequence[str]:
-    """Return the words of a sentence without those it begins and ends with like the one before."""
+    """Return the words of a sentence without those it begins and ends with like another."""
     shorter = min(len(key), len(before))
     start = next((i for i in range(shorter) if key[i] != before[i]), shorter)
     rest = shorter - start
     end = next((i for i in range(rest) if key[-1 - i] != before[-1 - i]), rest)
-    return key[start : len(key) - end] if 3 <= start + end <= 8 else key
+    return key[start : len(key) - end] if 3 <= start + end <= _LONGEST_FRAME else key
 
 
 def _repeated_4_grams(found: Sequence[Word]) -> Iterator[Span]:

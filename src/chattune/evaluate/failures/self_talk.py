@@ -184,8 +184,8 @@ def _line_of(marker: re.Match[str], found: Sequence[Span]) -> int:
 def _bare_speakers(text: str, found: Sequence[Span]) -> Iterator[Span]:
     """Yield lines that are a speaker's name alone, as decoded chat templates leave it."""
     for i, (start, end) in enumerate(found[:-1]):
-        name = text[start:end]
-        if _BARE_SPEAKER.fullmatch(name):
+        name, after = text[start:end], text[slice(*found[i + 1])]
+        if _BARE_SPEAKER.fullmatch(name) and not _BARE_SPEAKER.fullmatch(after):
             beside = [*found[max(0, i - 1) : i], found[i + 1]]
             counts = [len(word_texts(text[a:b])) for a, b in beside]
             if (name.islower() and max(counts) > 2) or (i and name.istitle() and min(counts) > 4):
@@ -234,9 +234,12 @@ def _instructions(text: str, found: Sequence[Span]) -> Iterator[Span]:
 
 def _unmarked(text: str, found: Sequence[Span], sample: Sample) -> Iterator[Span]:
     """Yield the lines that only a user would write, and that have an answer after them."""
-    prompt = " ".join(m.content for m in sample.messages)
     asked = word_texts(sample.question)
-    for (start, end), (after, after_end) in pairwise(found[1:]):
+    said = set(word_texts(" ".join(m.content for m in sample.messages)))
+    for (before, before_end), (start, end), (after, after_end) in zip(
+        found, found[1:], found[2:], strict=False
+    ):
+        said.update(word_texts(text[before:before_end]))
         line, answer = text[start:end], text[after:after_end]
         if LIST_MARKER.match(line) or line[0] in "#*\"“'>|-—–(" or answer.endswith("?"):
             continue
@@ -244,16 +247,17 @@ def _unmarked(text: str, found: Sequence[Span], sample: Sample) -> Iterator[Span
             continue
         last = line[slice(*sentences(line)[-1])]
         if last.endswith("?"):
-            if _is_users_question(line, last, prompt + text[:start], asked):
+            if _is_users_question(line, last, said, asked):
                 yield start, end
         elif last[-1] in ".!" and _REQUEST.match(line) and not LIST_MARKER.match(answer):
             yield start, end
 
 
-def _is_users_question(line: str, question: str, before: str, asked: Sequence[str]) -> bool:
+def _is_users_question(line: str, question: str, said: set[str], asked: Sequence[str]) -> bool:
     """Return whether the question at the end of a line is a user's.
 
-    It is what was asked before, or in a user's words, or about something new.
+    It is what was asked before, or in a user's words, or about something new; `said` are the words
+    of the conversation before it.
     """
     own = word_texts(question)
     if len(own) > 3 and own == asked:
@@ -263,8 +267,10 @@ def _is_users_question(line: str, question: str, before: str, asked: Sequence[st
     if not _OPENS_QUESTION.match(question) or re.search(r"\byou(?:r|rs)?\b", line):
         return False
     content = content_words(question)
-    new = content.difference(word_texts(before))
-    return bool(new) and 2 * len(new) >= len(content)
+    new = content - said
+    # A heading of an essay keeps to the topic, unless half of it is about another name.
+    named = any(name.lower() in new for name in re.findall(r"(?<= )[A-Z]\w+", question))
+    return 2 * len(new) > len(content) or (named and 2 * len(new) == len(content))
 
 
 def _line_end(text: str, position: int) -> int:

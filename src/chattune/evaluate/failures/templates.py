@@ -55,6 +55,7 @@ class _Reply:
     conversation: str
     topic: frozenset[str]  # stems
     words: list[Word]
+    texts: list[str]
     weights: list[int]
 
     def weight(self, start: int, length: int) -> int:
@@ -92,7 +93,8 @@ def _reply(sample: Sample) -> _Reply:
         0 if w.text.isdigit() or _stem(w.text) in topic else 1 if w.text in GENERIC else _CONTENT
         for w in found
     ]
-    return _Reply(sample.prompt, topic, found, [0, *itertools.accumulate(weights)])
+    texts = [w.text for w in found]
+    return _Reply(sample.prompt, topic, found, texts, [0, *itertools.accumulate(weights)])
 
 
 def _stem(word: str) -> str:
@@ -158,7 +160,7 @@ def _shared(replies: Sequence[_Reply], places: Iterable[_Place]) -> list[list[_P
     groups: dict[tuple[str, ...], list[_Place]] = defaultdict(list)
     for place in places:
         number, start, length = place
-        groups[tuple(w.text for w in replies[number].words[start : start + length])].append(place)
+        groups[tuple(replies[number].texts[start : start + length])].append(place)
     return [group for group in groups.values() if group[0][0] != group[-1][0]]
 
 

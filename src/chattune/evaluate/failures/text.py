@@ -38,10 +38,10 @@ CODE_LINE = re.compile(
     r"|^[$>#] \w|^(?:import|from \w+ import|def|class|return|else|elif|fi|done|end|endif|SELECT"
     r"|INSERT|FROM|WHERE)\b"
 )
-# Special tokens as tokenizers spell them.
+# Special tokens as tokenizers spell them, and ChatML's as models misspell them.
 SPECIAL_TOKEN = re.compile(
-    r"<[|｜][^\s|｜<>]{1,40}[|｜]>|\[/?INST\]|<</?SYS>>|</s>|<(?:start|end)_of_turn>"
-    r"|<(?:eos|bos|pad|unk)>|\[(?:PAD|CLS|SEP|UNK|EOS|BOS)\]|<extra_id_\d+>"
+    r"<[|｜][^\s|｜<>]{1,40}[|｜]>|<im_(?:start|end)\|?>|\|+im_(?:start|end)\|+>?|\[/?INST\]"
+    r"|<</?SYS>>|</s>|<(?:start|end)_of_turn>|<(?:eos|bos|pad|unk)>|\[(?:PAD|CLS|SEP|UNK|EOS|BOS)\]|<extra_id_\d+>"
 )
 
 
