@@ -222,6 +222,16 @@ def test_an_empty_reply_is_reported_but_not_remembered(template: Template) -> No
     assert "ended its reply" not in template.decode(bot.prompts[1])
 
 
+def test_a_reply_of_the_maximum_length_ends_as_the_visitor_chose(template: Template) -> None:
+    bot = engine(template, "One of us. Two of them and three of you.")
+    with opened(template, bot) as url:
+        settings = ["", None, None, None, 8, None]
+        reply = visitor(url).predict("hi", *settings, "sentence", api_name="/chat")
+        assert reply == "One of us."
+        with pytest.raises(AppError, match="finish: input should be 'cut'"):
+            visitor(url).predict("hi", *settings, "whole", api_name="/chat")
+
+
 def test_a_stopped_reply_stops_the_engine(template: Template) -> None:
     bot = engine(template, "word " * 200, pause=0.02)
     with opened(template, bot) as url:

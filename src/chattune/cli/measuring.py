@@ -65,7 +65,20 @@ Seeds = Annotated[int, typer.Option(min=1, help="Number of replies to each promp
 
 @command()
 def evaluate(
-    run_or_model: RunOrModel,
+    run_or_model: Annotated[
+        str | None,
+        typer.Argument(
+            help="Run folder, model folder, GGUF file, Hub id, `smollm2` or `starter`.",
+            callback=expand,
+        ),
+    ] = None,
+    replies: Annotated[
+        Path | None,
+        typer.Option(
+            help="Instead of a model: JSONL file with `prompt` and `reply` in each line.",
+            callback=expand,
+        ),
+    ] = None,
     prompts: Prompts = None,
     output: Output = None,
     seeds: Seeds = 1,
@@ -91,18 +104,27 @@ def evaluate(
 
     wanted = [] if checks is None else read_checks(checks)
     asked = _judge(judge, judge_model, judge_budget)
-    evaluation = _evaluate(
-        run_or_model,
-        prompts,
-        output=output,
-        seeds=seeds,
-        decoding=_decoding(settings),
-        base=base,
-        engine=engine,
-        quantize=quantize,
-    )
+    if (run_or_model is None) == (replies is None):
+        raise UserError("evaluate: give a run or a model, or --replies with a file of replies")
+    if replies is not None:
+        from chattune.evaluate import evaluate_replies
+
+        if prompts or settings or seeds != 1:
+            raise UserError("--replies: are judged as they are; leave --prompts, --set and --seeds out")
+        evaluation = evaluate_replies(replies, output=output)
+    else:
+        evaluation = _evaluate(
+            str(run_or_model),
+            prompts,
+            output=output,
+            seeds=seeds,
+            decoding=_decoding(settings),
+            base=base,
+            engine=engine,
+            quantize=quantize,
+        )
     if html is not None:
-        _write_report(html, [evaluation], title=f"Evaluation of {run_or_model}")
+        _write_report(html, [evaluation], title=f"Evaluation of {evaluation.label}")
     if as_json:
         typer.echo(json.dumps(evaluation.scores, ensure_ascii=False))
     else:

@@ -16,17 +16,25 @@ from chattune.evaluate import likelihood
 from chattune.evaluate.failures import FAILURES, find_failures, unmeasured
 from chattune.evaluate.failures.copying import TrainingReplies
 from chattune.evaluate.prompts import hash_of
+from chattune.evaluate.replies_file import read_replies
 from chattune.evaluate.replying import Job, Progress, Speaker, write_replies
 from chattune.evaluate.sample import Sample
 from chattune.evaluate.scores import Judged, Scores, score
 from chattune.evaluate.subject import Subject
-from chattune.folders import write_bytes, write_json
+from chattune.folders import check_output_folder, write_bytes, write_json
 from chattune.generate import Decoding
 from chattune.generate.load import load_engine
 from chattune.models import Loaded, load
-from chattune.run import JUDGED_SAMPLES, SCORES
+from chattune.run import JUDGED_SAMPLES, SCORES, size_and_hash
 
-__all__ = ["Evaluation", "Judged", "Sample", "evaluate", "read_evaluation"]
+__all__ = [
+    "Evaluation",
+    "Judged",
+    "Sample",
+    "evaluate",
+    "evaluate_replies",
+    "read_evaluation",
+]
 
 log = logging.getLogger(__name__)
 
@@ -102,6 +110,29 @@ def evaluate(
     for leftover in subject.folder.glob(f".{JUDGED_SAMPLES}-*"):  # also of other settings
         leftover.unlink()
     return evaluation
+
+
+def evaluate_replies(path: str | Path, *, output: str | Path | None = None) -> Evaluation:
+    """Measure replies that were written elsewhere (see `read_replies`), without their model.
+
+    scores.json and samples.jsonl are written to `output`, or to `evaluations/NAME`. Likelihoods are
+    not measured. Raises DataError for a file that cannot be read.
+    """
+    path = Path(path)
+    samples = read_replies(path)
+    folder = Path("evaluations") / path.stem if output is None else Path(output)
+    if read_evaluation(folder) is None:
+        check_output_folder(folder, "output")
+    facts = {
+        "chattune": __version__,
+        "label": path.name,
+        "model": {"name": str(path), "kind": "replies", "sha256": size_and_hash(path)["sha256"]},
+        **{"template": None, "decoding": {}, "prompts": {}, "seeds": None, "engine": None},
+        "left_out": {},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    unknown = "the replies were written elsewhere, so their training data is not known"
+    return _write(folder, facts, with_failures(samples, unknown), unknown)
 
 
 def with_failures(samples: Sequence[Sample], training: TrainingReplies | str) -> list[Judged]:

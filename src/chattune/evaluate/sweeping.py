@@ -26,7 +26,11 @@ from chattune.generate.load import load_engine
 from chattune.models import Loaded, load
 from chattune.run import GENERATION_CONFIG, Run
 
-GRID = {"temperature": [0.1, 0.5, 0.9], "top_k": [5, 15, 30], "top_p": [0.99, 0.97, 0.95]}
+GRID: dict[str, Sequence[Any]] = {
+    "temperature": [0.1, 0.5, 0.9],
+    "top_k": [5, 15, 30],
+    "top_p": [0.99, 0.97, 0.95],
+}
 _OF_THE_TRAINING = ("copying",)  # failures that no decoding mends
 _ANY_FAILURE = "any_failure"
 # Each cell is compared with rivals on few prompts and few tokens, because there are many cells.
