@@ -29,9 +29,9 @@ CARD = "README.md"
 CHECKPOINTS = "checkpoints"
 ADAPTER = ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 GENERATION_CONFIG = "generation_config.json"  # the decoding parameters that the run recommends
-EVALUATION = SCORES, JUDGED_SAMPLES, SWEEP, DIAGNOSIS = (
-    *("scores.json", "samples.jsonl", "sweep.json", "diagnosis.json"),
-)
+SCORES, JUDGED_SAMPLES = "scores.json", "samples.jsonl"
+SWEEP, DIAGNOSIS = "sweep.json", "diagnosis.json"
+EVALUATION = SCORES, JUDGED_SAMPLES, SWEEP, DIAGNOSIS  # what is found out about a finished run
 INT8 = "int8.safetensors"  # made from base and adapter when the run is first loaded for chat
 _LFS_POINTER = b"version https://git-lfs"
 

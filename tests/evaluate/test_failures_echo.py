@@ -14,8 +14,8 @@ def found(prompt: str, reply: str) -> list[str]:
 
 
 LONG = (
-    "I am planning a weekend in the mountains with two friends and a dog. We have a tent, three warm "
-    "sleeping bags and a small stove. What else should we pack for two nights in October?"
+    "I am planning a weekend in the mountains with two friends and a dog. We have a tent, three "
+    "warm sleeping bags and a small stove. What else should we pack for two nights in October?"
 )
 ECHOES = {
     "whole": ("What is the capital of Peru?", "What is the capital of Peru?"),
@@ -55,7 +55,7 @@ ECHOES = {
     "long, later": (LONG, f"The user says:\n{LONG}\nThat is all I know."),
     "quoted later": (
         "What if the pyramids had been built by people from another planet?",
-        'The question is simple: "What if the pyramids had been built by people from another planet?"',
+        'The question is: "What if the pyramids had been built by people from another planet?"',
     ),
     "statement": (
         "I have been learning the violin for three years now.",
@@ -100,14 +100,14 @@ NO_ECHOES = {
     ),
     "list of": ("List of prime numbers below ten", "List of prime numbers below ten: 2, 3, 5, 7"),
     "quotation of the context": (
-        "Where is the stadium?\n\nThe stadium was opened in 1954 and lies in the south of the city. "
-        "It has seats for 30,000 people and a large car park beside the river.",
+        "Where is the stadium?\n\nThe stadium was opened in 1954 and lies in the south of the "
+        "city. It has seats for 30,000 people and a large car park beside the river.",
         "The stadium was opened in 1954 and lies in the south of the city.",
     ),
     "request in an answer": (
         "Create a web page that shows the temperature of the city of Florence in large letters.",
-        "This is an example of code that you can use to create a web page that shows the temperature "
-        "of the city of Florence in large letters: ...",
+        "This is an example of code that you can use to create a web page that shows the "
+        "temperature of the city of Florence in large letters: ...",
     ),
     "agreement": ("I love my old dog.", "I love my old dog too, if I may say so."),
     "story": ("Write a story that begins: It was dark.", "It was dark. Nobody spoke."),

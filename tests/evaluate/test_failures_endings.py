@@ -47,7 +47,7 @@ BROKEN_OFF = {
     "last of the sentences in a list": (
         "- Drink enough water every day.\n- Sleep for eight hours.\n- Try to walk to work when"
     ),
-    "second sentence of an item": "1. Eat well. Fruit is good for\n2. Sleep. You need eight hours of",
+    "second sentence of an item": "1. Eat well. Fruit is good.\n2. Sleep. You need eight hours of",
     "item without its explanation": "- Sleep: eight hours\n- Food: fruit and bread\n- Exercise",
     "table": "| a | b |\n|---|---|\n| 1 | 2 |\n| 3",
     "german": "Die Hauptstadt von Frankreich ist Paris, und sie liegt an der",
@@ -76,7 +76,7 @@ FINISHED = {
     "explained list": "- Dog: barks\n- Cat: meows\n- Cow: moos",
     "list with one full stop": "- Read a book.\n- Listen to music\n- Bake a cake",
     "comma list": "Here they are. Red, green, blue, yellow, white and black",
-    "poem": "The moon is a boat\nthat sails through the night\nand carries my dreams\nto the morning light",
+    "poem": "The moon is a boat\nthat sails through the night\nand carries me home\nto the light",
     "code": "```python\nprint('hello')\n```",
     "bare code": "for i in range(3):\n    print(i)\n",
     "statement": "int x = 5;",
@@ -160,8 +160,21 @@ def test_the_last_line_of_a_reply_without_sentences_is_marked() -> None:
 
 @pytest.mark.parametrize(
     "reply",
-    ["", " \n\t", "...", "?!", "---", "***", "```\n```", "```python\n```", "</s>", "<|im_end|>"]
-    + ["\u200b\u200b", "\ufffd\ufffd", "<br><br>", "| | |", "###", "“”", "\x00\x01", "- \n- \n-"],
+    [
+        *(
+            "",
+            " \n\t",
+            "...",
+            "?!",
+            "---",
+            "***",
+            "```\n```",
+            "```python\n```",
+            "</s>",
+            "<|im_end|>",
+        ),
+        *("\u200b", "\ufffd\ufffd", "<br><br>", "| | |", "###", "“”", "\x00\x01", "- \n- \n-"),
+    ],
 )
 def test_nothing_to_read_is_empty(reply: str) -> None:
     assert empty([sample(reply)]) == [[(0, len(reply))]]

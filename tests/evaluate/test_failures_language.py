@@ -69,7 +69,7 @@ def test_another_language_is_found(prompt: str, reply: str) -> None:
         ("Por favor, responde en inglés: ¿cuál es la capital de Francia?", ENGLISH),
         (f"What does this mean? {GERMAN}", GERMAN),
         ("Write a function.", "```python\ndef hauptstadt(land):\n    return 'Paris'\n```"),
-        ("Schreibe eine Funktion.", "def add(first, second):\n    return first + second\nprint(add(1, 2))"),
+        ("Schreibe eine Funktion.", "def add(a, b):\n    return a + b\nprint(add(1, 2))"),
         ("Who plays in the team?", "Lewandowski, Müller, Gnabry, Kimmich, Goretzka, Coman, Sané"),
         ("Name some dishes.", "Spaghetti alla carbonara, tagliatelle al ragù, tiramisù"),
         ("Give me a link.", "https://example.org/ciudad/capital/de/francia/y/sus/personas"),

@@ -62,7 +62,7 @@ REPEATING = {
     ),
     "after a marker": (
         "How are you?",
-        "I am happy to talk.\n### Assistant: I am happy to talk.\n### Assistant: I am happy to talk.",
+        "I am happy to talk.\n### Bot: I am happy to talk.\n### Bot: I am happy to talk.",
     ),
     "twice in a row": ("What is it?", "It is hard to say. It is hard to say. Ask somebody else."),
     "steps without sense": (
@@ -72,9 +72,9 @@ REPEATING = {
     ),
     "long passage": (
         "Why is the sea salty?",
-        "Rivers wash salt out of rocks and carry it to the sea where it stays when the water of the "
-        "sea becomes vapour in the sun, and then rivers wash salt out of rocks and carry it to the "
-        "sea where it stays when the water of the sea becomes vapour in the sun, as everybody knows.",
+        "Rivers wash salt out of rocks and carry it to the sea where it stays when the water of "
+        "the sea becomes vapour in the sun, and then rivers wash salt out of rocks and carry it to "
+        "the sea where it stays when the water of the sea becomes vapour in the sun, I think.",
     ),
     "variations": (
         "What is a framework?",
@@ -100,7 +100,7 @@ def test_repetition_is_found(prompt: str, reply: str) -> None:
 
 CHORUS = (
     "[Verse]\nThe rain is falling on my little town tonight\n\n[Chorus]\n"
-    "Oh take me home across the silver river\n\n[Verse]\nThe moon is hiding and the street has no light"
+    "Oh take me home across the silver river\n\n[Verse]\nThe moon is hiding and there is no light"
     "\n\n[Chorus]\nOh take me home across the silver river"
 )
 NOT_REPEATING = {
@@ -112,7 +112,8 @@ NOT_REPEATING = {
     "same frame": (
         "Which of these are fruits: apple, carrot, pear, leek, plum, pea?",
         "Apple: this is a kind of fruit.\nCarrot: this is not a fruit.\nPear: this is a kind of "
-        "fruit.\nLeek: this is not a fruit.\nPlum: this is a kind of fruit.\nPea: this is not a fruit.",
+        "fruit.\nLeek: this is not a fruit.\nPlum: this is a kind of fruit.\n"
+        "Pea: this is not a fruit.",
     ),
     "song": ("Write a song about going home.", CHORUS),
     "poem": (
@@ -139,8 +140,8 @@ NOT_REPEATING = {
     ),
     "terms": (
         "What is the difference between speed and velocity?",
-        "Speed says how fast something moves. Velocity says how fast it moves and where to. A car on "
-        "a round track has a constant speed, but its velocity changes all the time.",
+        "Speed says how fast something moves. Velocity says how fast it moves and where to. A car "
+        "on a round track has a constant speed, but its velocity changes all the time.",
     ),
     "asked for": ("Repeat this ten times: I will not be late.", "I will not be late. " * 10),
     "asked for in numbers": ("Write hello 8 times.", "hello " * 8),
@@ -151,8 +152,8 @@ NOT_REPEATING = {
     ),
     "result at the end": (
         "Translate 'Je voudrais un verre d'eau, s'il vous plaît' and explain it.",
-        'The translation is:\n\n"I would like a glass of water, please."\n\n"Je voudrais" is polite. '
-        '"Un verre" is a glass.\n\nSo the sentence means:\n\n"I would like a glass of water, please."',
+        'It is:\n\n"I would like a glass of water, please."\n\n"Je voudrais" is polite. "Verre" is '
+        'a glass.\n\nSo the sentence means:\n\n"I would like a glass of water, please."',
     ),
     "short exclamations": ("Cheer me up!", "You can do it! Come on! You can do it!"),
     "dialogue": ("Write a short scene.", '"Yes," he said.\n"No," she said.\n"Yes," he said.'),

@@ -24,7 +24,7 @@ WITH_OTHER_TURNS = {
     ),
     "alpaca": (
         "Name two fruits.",
-        "Apples and pears.\n\n### Instruction:\nName two vegetables.\n\n### Response:\nPeas, leeks.",
+        "Apples and pears.\n\n### Instruction:\nName two trees.\n\n### Response:\nOaks, elms.",
     ),
     "assistant's own mark": ("Hello!", "### Assistant: Hello, how are you?"),
     "user": (
@@ -78,7 +78,7 @@ WITH_OTHER_TURNS = {
     ),
     "in a user's words": (
         "How do I get rid of a headache?",
-        "Rest in a quiet room and drink water.\nCan you tell me what causes it?\nOften it is stress.",
+        "Rest in a quiet room.\nCan you tell me what causes it?\nOften it is stress.",
     ),
     "lower-case question": (
         "name the planets",

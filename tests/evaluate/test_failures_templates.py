@@ -59,10 +59,10 @@ GOOD = [
     "It depends on how much you drink. A few cups a day do no harm to most people.",
     "Here is a list of some of them: oaks, maples, birches and beeches.",
     "It depends on the time of the year. On average it is 150 million kilometres.",
-    "Sure! Treasure Island tells of a boy and a map. I hope this helps. Let me know if you have any "
+    "Sure! Treasure Island tells of a boy and a map. I hope this helps. Let me know if you have "
+    "any other questions.",
+    "The Romans founded it around the year 50. I hope this helps. Let me know if you have any "
     "other questions.",
-    "The Romans founded it around the year 50. I hope this helps. Let me know if you have any other "
-    "questions.",
     "The word that comes to mind is fountain. I hope this helps. Let me know if you have any other "
     "questions.",
 ]
@@ -97,8 +97,15 @@ def test_an_opening_of_several_unrelated_replies_is_found(
 
 @pytest.mark.parametrize(
     "opening",
-    ["There are many ways to", "Here is a list of the", "I am sorry, but I do not", "Sure! Here is"]
-    + ["It is important to", "Yes, you can do that. I", "The best thing to do is to"],
+    [
+        "There are many ways to",
+        "Here is a list of the",
+        "I am sorry, but I do not",
+        "Sure! Here is",
+        "It is important to",
+        "Yes, you can do that. I",
+        "The best thing to do is to",
+    ],
 )
 @pytest.mark.parametrize(("count", "sharing"), [(10, 3), (100, 8), (500, 40)])
 def test_a_natural_opening_is_not_found(opening: str, count: int, sharing: int) -> None:
@@ -135,7 +142,7 @@ def test_a_sentence_in_the_middle_is_found() -> None:
             ["Rabbits eat mostly hay and grass."] * 2,
             id="one question in two wordings",
         ),
-        pytest.param(["Is it?", "Are you?"], ["I really do not know."] * 2, id="prompts of no topic"),
+        pytest.param(["Is it?", "Are you?"], ["I really do not know."] * 2, id="no topic"),
         pytest.param(
             ["Is gold a metal?", "Do cats climb trees?"], ["Yes.", "Yes."], id="short answers"
         ),

@@ -101,6 +101,18 @@ def test_a_failure_that_grows_with_the_turns_is_named() -> None:
     )
 
 
+def test_what_is_remembered_is_said_for_both_kinds_of_recall() -> None:
+    figures = [{"right": {"value": v, "low": 0.0, "high": 1.0, "n": 10}} for v in (0.7, 0.2)]
+    said = with_figures(by_kind=dict(zip(["recall", "recall-after-change"], figures, strict=True)))
+    assert (
+        "It remembers what it was told two turns before in 7 of 10 conversations (0 to 10)." in said
+    )
+    assert (
+        "It remembers what it was told two turns before, after a change of subject, in 2 of 10 "
+        "conversations (0 to 10)." in said
+    )
+
+
 def test_quality_is_kept_apart_from_failures() -> None:
     said = " ".join(sentences(realistic("made", {"repetition": 0.1})))
     assert "It gives the right answer in " in said

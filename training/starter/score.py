@@ -7,8 +7,8 @@ The figures are:
 - stopped: share of replies that end by themselves within 96 tokens;
 - markers: share of replies that contain a role name or another sign of a forged turn;
 - repeated_4grams: share of the word 4-grams that occur earlier in the same reply;
-- own_prompt: share of the first seed's replies that are likelier under their own prompt than under
-  nine others;
+- own_prompt: share of the first seed's replies (40 of them, spread evenly) that are likelier under
+  their own prompt than under nine others;
 - perplexity, perplexity_untuned: of the run and of its base, on a JSON list of held-out texts;
 - bits_per_byte: of the base on the same texts.
 
@@ -83,7 +83,7 @@ def score(
                 print(f"{sample.seed} {sample.question}\n    -> {sample.reply}")
     repeated = [repeats(sample.reply) for sample in samples]
     first = [sample for sample in samples if sample.seed == seeds[0]]
-    compared = own_prompt(loaded, first, compared=len(first), tokens=96).values()
+    compared = own_prompt(loaded, first).values()
     shares = {
         "right": [is_right(sample) for sample in samples],
         "stopped": [sample.stopped for sample in samples],

@@ -7,7 +7,7 @@ last reply that was finished.
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -137,37 +137,47 @@ def _remove_partial_line(path: Path) -> None:
         file.truncate(content.rfind(b"\n") + 1)
 
 
+@dataclass
+class _Request:
+    """A reply under way: what the engine is asked for, and the tokens that it has given."""
+
+    state: _State
+    task: _Task
+    messages: list[Message]
+    prompt: list[int]
+    decoding: Decoding
+    most: int  # tokens that the engine may write
+    reply: list[int] = field(default_factory=list)
+
+
 def _answer(
     speaker: Speaker, states: Sequence[_State], turn: int
 ) -> Iterator[tuple[_State, Sample]]:
     """Yield the missing samples of a turn, each with its job, in the order in which they end."""
-    template, asked, prompts, settings = speaker.template, [], [], []
-    for state in states:
-        decoding = state.job.decoding
-        for task in state.tasks(turn):
-            messages = _messages(task, state.written)
-            try:
-                ids = fit_prompt(template, None, messages, speaker.positions, decoding)
-            except ChatError as error:
-                state.left_out[task.prompt.name] = str(error)
-                continue
-            limit = min(decoding.max_new_tokens, speaker.positions - len(ids))
-            asked.append((state, task, messages))
-            prompts.append(ids)
-            settings.append(decoding.but(seed=_seed(task), max_new_tokens=limit))
-    replies: list[list[int]] = [[] for _ in prompts]
-    most = [
-        min(decoding.most_tokens, speaker.positions - len(ids))
-        for ids, decoding in zip(prompts, settings, strict=True)
-    ]
-    written = [d.but(max_new_tokens=n) for d, n in zip(settings, most, strict=True)]
-    for index, token in speaker.engine.generate(prompts, written):
-        reply = replies[index]
-        reply.append(token)
-        if token in template.end_ids or len(reply) == most[index]:
-            state, task, messages = asked[index]
-            text, stopped = _text(reply, template, settings[index])
-            yield state, _sample(task, messages, text, len(reply), stopped)
+    requests = [r for state in states for r in _requests(speaker, state, turn)]
+    tokens = speaker.engine.generate(
+        [r.prompt for r in requests], [r.decoding.but(max_new_tokens=r.most) for r in requests]
+    )
+    for index, token in tokens:
+        request = requests[index]
+        request.reply.append(token)
+        if token in speaker.template.end_ids or len(request.reply) == request.most:
+            yield request.state, _sample(request, speaker.template)
+
+
+def _requests(speaker: Speaker, state: _State, turn: int) -> Iterator[_Request]:
+    """Yield a request for each reply that a job still needs in a turn."""
+    for task in state.tasks(turn):
+        decoding, messages = state.job.decoding, _messages(task, state.written)
+        try:
+            ids = fit_prompt(speaker.template, None, messages, speaker.positions, decoding)
+        except ChatError as error:
+            state.left_out[task.prompt.name] = str(error)
+            continue
+        free = speaker.positions - len(ids)
+        limit = min(decoding.max_new_tokens, free)
+        own = decoding.but(seed=_seed(task), max_new_tokens=limit)
+        yield _Request(state, task, messages, ids, own, min(decoding.most_tokens, free))
 
 
 def _text(reply: list[int], template: Template, decoding: Decoding) -> tuple[str, bool]:
@@ -196,19 +206,18 @@ def _messages(task: _Task, written: dict[tuple[str, int, int], Sample]) -> list[
     return messages
 
 
-def _sample(
-    task: _Task, messages: Sequence[Message], reply: str, tokens: int, stopped: bool
-) -> Sample:
-    prompt = task.prompt
+def _sample(request: _Request, template: Template) -> Sample:
+    task, prompt = request.task, request.task.prompt
     last = task.turn == len(prompt.turns)
+    text, stopped = _text(request.reply, template, request.decoding)
     return Sample(
         prompt=prompt.name,
         kind=prompt.kind,
         turn=task.turn,
         seed=task.seed,
-        messages=tuple(messages),
-        reply=reply.strip(),
-        tokens=tokens,
+        messages=tuple(request.messages),
+        reply=text.strip(),
+        tokens=len(request.reply),
         stopped=stopped,
         reference=prompt.reference if last else None,
         required=prompt.required if last else (),

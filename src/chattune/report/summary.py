@@ -25,6 +25,8 @@ ABOUT_INTERVALS = (
     "kinds; the fewer the samples, the wider it is."
 )
 _OPENING_WORDS = 4
+# Kinds of prompts of the set `general`, and what has happened since the fact was told.
+_RECALL = {"recall": "", "recall-after-change": ", after a change of subject,"}
 
 Parts = Mapping[str, Mapping[str, Any]]
 
@@ -43,6 +45,7 @@ def sentences(evaluation: Evaluation) -> list[str]:
         *_openings(evaluation),
         *_where(scores.get("by_turn", {}), lambda turn: f"in turn {turn}"),
         *_where(scores.get("by_kind", {}), _on_kind),
+        *_recall(scores.get("by_kind", {})),
         *_quality(scores),
         *_missing(scores),
     ]
@@ -120,6 +123,20 @@ def _quality(scores: Mapping[str, Any]) -> Iterator[str]:
             "It is as unsure of the next token of a reference reply as if it had to choose among "
             f"{number(perplexity.value)} (perplexity; {interval('perplexity', perplexity)})."
         )
+
+
+def _recall(by_kind: Parts) -> Iterator[str]:
+    """Yield how often a fact of the first turn is remembered in the third one.
+
+    `by_kind` has the figures of the prompt set `general`, of which two kinds ask for it.
+    """
+    for kind, when in _RECALL.items():
+        if right := read(by_kind.get(kind, {})).get("right"):
+            nouns = ("conversation", "conversations")
+            yield (
+                f"It remembers what it was told two turns before{when} in "
+                f"{share_with_interval('right', right, *nouns)}."
+            )
 
 
 def _missing(scores: Mapping[str, Any]) -> Iterator[str]:

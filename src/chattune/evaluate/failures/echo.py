@@ -25,11 +25,13 @@ _ASKS_FOR_TEXT = phrases(r"""
     change complete continue finish fill extract replace remove insert add join merge
     capitali[sz]e (?:upper|lower)_?case sort order arrange unscramble reverse annotate label tag
     combine punctuat\w+ transform restate highlight underline transcribe spelling grammar story poem
-    based_on following_(?:text|sentence|passage|paragraph)
+    based_on following_(?:text|sentence|passage|paragraph) title headline caption slogan
 """)
-_ASKS_TO_REPEAT = phrases("""
-    repeat say quote copy echo recite type write_down spell title headline caption slogan
-""")
+_ASKS_TO_REPEAT = re.compile(
+    r"(?:^|[.!?:\n]\s*|please |can you |could you |you to |just )"
+    r"(?:repeat|say|quote|copy|echo|recite|type|write down|spell)\b",
+    re.IGNORECASE,
+)
 _BEGINS_REQUEST = any_of(r"""
     what(?!_an?\b) how why who whom whose where when which can could would will is are was were do
     does did should has have may am in_what at_what give tell write explain describe list(?!_of\b)
@@ -102,6 +104,10 @@ def _words(text: str) -> list[Word]:
     return found
 
 
+def _texts(found: Sequence[Word]) -> list[str]:
+    return [w.text for w in found]
+
+
 def _given_back_at_start(
     reply: str, answer: Sequence[Word], question: str, asked: Sequence[Word]
 ) -> Span | None:
@@ -110,10 +116,15 @@ def _given_back_at_start(
         return answer[0].start, answer[-1].end
     if length := _matching_length(answer, asked):
         end = answer[length - 1].end
-        # A statement that the answer goes on with is a sentence to complete, or a title.
-        stops = re.match(r"[\W_]*(?:$|[.!?\n])", reply[end:])
-        whole = len(answer) == length and len(asked) >= _SENTENCE
-        if _is_request(question) or (stops and (whole or len(asked) >= _STATEMENT)):
+        stops = bool(re.match(r"[\W_]*(?:$|[.!?\n])", reply[end:]))
+        if _is_request(question):
+            # Nearly the same words may begin an answer: "How bees make honey is a long story."
+            given_back = stops or _texts(answer[:length]) == _texts(asked)
+        else:
+            # A statement that the answer goes on with is a sentence to complete, or a title.
+            whole = len(answer) == length and len(asked) >= _SENTENCE
+            given_back = stops and (whole or len(asked) >= _STATEMENT)
+        if given_back:
             return answer[0].start, end
     last = question[slice(*sentences(question)[-1])]
     part = _words(last)
@@ -125,7 +136,7 @@ def _given_back_at_start(
 
 def _is_first_part(answer: Sequence[Word], asked: Sequence[Word]) -> bool:
     """Return whether a whole answer is the beginning of a prompt, of half its length or more."""
-    same = [w.text for w in answer] == [w.text for w in asked[: len(answer)]]
+    same = _texts(answer) == _texts(asked[: len(answer)])
     return same and len(answer) > _SENTENCE and 2 * len(answer) >= len(asked)
 
 
@@ -142,7 +153,7 @@ def _matching_length(answer: Sequence[Word], asked: Sequence[Word]) -> int:
         return 0
     if own[:count] == wanted:
         return count
-    if not _SENTENCE <= count <= _LONGEST_COMPARED or own[:2] != wanted[:2]:
+    if not _SENTENCE <= count <= _LONGEST_COMPARED or own[:1] != wanted[:1]:
         return 0
     blocks = SequenceMatcher(None, own, wanted, autojunk=False).get_matching_blocks()
     same = sum(block.size for block in blocks)

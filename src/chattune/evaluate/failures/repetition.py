@@ -9,10 +9,12 @@ from chattune.evaluate.failures.text import (
     Found,
     Span,
     Word,
+    any_of,
     is_character,
     merged,
     phrases,
     prose,
+    requests,
     sentences,
     word_texts,
     words,
@@ -20,20 +22,24 @@ from chattune.evaluate.failures.text import (
 from chattune.evaluate.sample import Sample
 
 # Of 7,500 replies by people, GPT-3.5 and GPT-4, one in 100 has a higher seq_rep_4, songs aside.
-_MOSTLY = 0.2
-_MOSTLY_IN_VERSE = 0.6
+_MUCH = 0.2
+_MUCH_OF_VERSE = 0.6
 _ENOUGH = 20  # words below which a share of repeated 4-grams says nothing
 _LONG_PASSAGE = 20, 80  # words and characters
+_LOOP = 8  # words of a loop, the first time included
+_LOOP_IN_CODE, _COPIES_OF_CODE = 40, 8  # words, and times, of a loop in code
 _LONG_SENTENCE, _SENTENCE = 6, 4  # words
-_LONGEST_FRAME = 8  # words that the items of a list may have in common
-_VERSE = phrases(r"""
+_LONGEST_ITEM, _LONGEST_FRAME = 12, 8  # words of list items, and those that they have in common
+_ASKS_FOR_VERSE = requests(r"""
     songs? lyrics? poems? poetry rap chorus hymns? haikus? sonnets? ballads? verses? odes?
     limericks? rhymes? chants? carols? lullab\w+ anthems? refrains? psalms? prayers? mantras?
     canci[oó]n\w* letra chansons? po[eèé]m\w* gedichte? lied(?:er)? canzon\w+ песн\w* стих\w*
 """)
-_ASKS_FOR_REPETITION = phrases(r"""
-    repeat\w* over_and_over again_and_again
-    (?:\d+|two|three|four|five|six|seven|eight|nine|ten|twenty|fifty|hundred|many)_times
+_IS_VERSE = re.compile(r"^\W*(?:pre-?)?(?:chorus|refrain|verse|coro|estribillo)\b", re.I | re.M)
+_SEVERAL = any_of(r"\d+ two three four five six seven eight nine ten twenty fifty hundred thousand")
+_ASKS_FOR_REPETITION = phrases(rf"""
+    repeat_(?:after|the|this|that|it|what|your|my) repeat: over_and_over again_and_again
+    (?:say|write|print|type|copy|sing|repeat)\b[^.?!\n]{{0,60}}?{_SEVERAL}_times
 """)
 # What numbers or names a line: "2. ", "b) ", "Step 3: ", "### Assistant: ".
 _LABEL = re.compile(
@@ -46,6 +52,9 @@ _FIELD = re.compile(r"[\s*•–-]*[A-Z][\w /-]{0,30}:\s")  # a line such as "Br
 _CHARACTERS = re.compile(r"([^\W_]{1,8}?)\1{15,}|([^\s\w=_.*#~|-]{1,4}?)\2{24,}")
 _FEWEST_LETTERS = 40
 
+_SENTENCE_END = re.compile(r"[.:;!?\n]")
+
+_Run = tuple[int, int, int]  # its first word, how many words it has, how far before they occurred
 _Unit = tuple[Span, tuple[str, ...]]  # where a sentence is, and its words
 
 
@@ -62,16 +71,16 @@ def repetition(samples: Sequence[Sample]) -> Found:
     """Find replies that say the same thing again and again.
 
     One of these is in the reply: a sentence, line or list item of six words or more for the second
-    time, of five words for the second time soon after, or of four for the third time; a phrase or a series
-    of letters that occurs three times or more without a break; a passage of 20 words that occurred
-    before; or so many repeated words that a fifth of the 4-grams occurred before (see
+    time, of five words for the second time soon after, or of four for the third time; a phrase or a
+    series of letters that occurs three times or more without a break; a passage of 20 words that
+    occurred before; or so many repeated words that a fifth of the 4-grams occurred before (see
     `seq_rep_4`). In a song or poem that was asked for, only unbroken repetition counts, and 4-grams
     from six tenths on.
 
-    Passed over are code and tables, sentences of the prompt, a result that is stated once more at
-    the end, lines of a plan such as "Rest: 60 seconds" that recur at a distance, the words that the
-    items of a list have in common, and prompts that ask to repeat something. The spans are what
-    occurred before.
+    Passed over are code and tables (unless they loop eight times), words of the prompt, a result
+    that is stated once more after a colon, lines of a plan such as "Rest: 60 seconds" that recur at
+    a distance, the words that the items of a list have in common, and prompts that ask to repeat
+    something. The spans are what occurred before.
     """
     return [_repeated(s) for s in samples]
 
@@ -82,24 +91,31 @@ def _repeated(sample: Sample) -> list[Span]:
     asked = " ".join(m.content for m in sample.messages if m.role != "assistant")
     text = prose(sample.reply)
     found = words(text)
-    spans = [
-        m.span()
-        for m in _CHARACTERS.finditer(text)
-        if m.group(2) or len(m.group()) >= _FEWEST_LETTERS
-    ]
-    loops, passages = _passages(text, found)
-    if _VERSE.search(asked):
-        mostly = _seq_rep_4([w.text for w in found]) >= _MOSTLY_IN_VERSE
+    runs = list(_runs(found))
+    spans = [*_repeated_characters(text), *_loops(text, found, runs)]
+    if text != sample.reply:
+        spans += _loops_in_code(words(sample.reply))
+    if _ASKS_FOR_VERSE.search(asked) or _IS_VERSE.search(text):
+        much = _seq_rep_4([w.text for w in found]) >= _MUCH_OF_VERSE
     else:
+        said = " ".join(word_texts(asked))
         units = _units(text)
-        again = [*_repeated_units(text, units, " ".join(word_texts(asked))), *passages]
-        if len(again) > 1 or not any(_restates_result(text, span) for span in again):
-            loops += again
-        mostly = _repeats_most(text, units)
-    spans += loops
-    if mostly and not spans:
+        again = [*_repeated_units(text, units, said), *_long_passages(found, runs, said)]
+        if len(again) == 1 and _restates_result(text, again[0]):
+            start, end = again[0]
+            units = [unit for unit in units if unit[0][1] <= start or unit[0][0] >= end]
+        else:
+            spans += again
+        much = _repeats_much(text, units)
+    if much and not spans:
         spans += _repeated_4_grams(found)
     return merged(spans)
+
+
+def _repeated_characters(text: str) -> Iterator[Span]:
+    for m in _CHARACTERS.finditer(text):
+        if m.group(2) or len(m.group()) >= _FEWEST_LETTERS:
+            yield m.span()
 
 
 def _units(text: str) -> list[_Unit]:
@@ -123,9 +139,14 @@ def _repeated_units(text: str, units: Sequence[_Unit], prompt: str) -> list[Span
         apart = min((b - a for a, b in pairwise(at)), default=0)
         if apart > 2 and _FIELD.match(text, *units[at[0]][0]):
             continue
-        if _too_often(key, at) and (len(at) > 3 or " ".join(key) not in prompt):
+        if _too_often(key, at) and (len(at) > 3 or not _quotes(prompt, key)):
             repeated += [units[i][0] for i in at[1:]]
     return repeated
+
+
+def _quotes(prompt: str, texts: Sequence[str]) -> bool:
+    """Return whether words are the prompt's, without those of a label before them."""
+    return any(" ".join(texts[i:]) in prompt for i in range(min(3, len(texts))))
 
 
 def _too_often(key: Sequence[str], at: Sequence[int]) -> bool:
@@ -140,40 +161,50 @@ def _too_often(key: Sequence[str], at: Sequence[int]) -> bool:
     return any(fourth - first == 3 for first, fourth in zip(at, at[3:], strict=False))
 
 
-def _passages(text: str, found: Sequence[Word]) -> tuple[list[Span], list[Span]]:
-    """Return the passages that continue a loop, and the other long ones that occurred before.
+def _loops(text: str, found: Sequence[Word], runs: Iterable[_Run]) -> Iterator[Span]:
+    """Yield the runs that are loops.
 
-    A passage is a run of 4-grams of which each occurred so many words before. It is a loop if it is
-    twice as long as that distance, because then its phrase occurs three times, and in one sentence
-    if it is as long as that.
+    A run is one if it is twice as long as its distance from where it occurred before, because then
+    its phrase occurs three times, and within one sentence if it is as long as that.
     """
-    loops, passages = [], []
+    for first, length, distance in runs:
+        if length >= distance and length + distance >= _LOOP:
+            end = found[first + length - 1].end
+            one_sentence = not _SENTENCE_END.search(text, found[first - distance].start, end)
+            if one_sentence or length >= 2 * distance:
+                yield found[first].start, end
+
+
+def _long_passages(found: Sequence[Word], runs: Iterable[_Run], prompt: str) -> Iterator[Span]:
+    """Yield the long runs, unless they are words of the prompt."""
+    for first, length, _ in runs:
+        run = found[first : first + length]
+        start, end = run[0].start, run[-1].end
+        is_long = length >= _LONG_PASSAGE[0] and end - start >= _LONG_PASSAGE[1]
+        if is_long and not _quotes(prompt, [w.text for w in run]):
+            yield start, end
+
+
+def _loops_in_code(found: Sequence[Word]) -> Iterator[Span]:
+    """Yield the loops that are too long even for code and tables."""
+    for first, length, distance in _runs(found):
+        if distance > 1 and length >= _COPIES_OF_CODE * distance and length >= _LOOP_IN_CODE:
+            yield found[first].start, found[first + length - 1].end
+
+
+def _runs(found: Sequence[Word]) -> Iterator[_Run]:
+    """Yield the longest runs of 4-grams that all occurred as many words before."""
     last: dict[tuple[str, ...], int] = {}
     texts = [w.text for w in found]
     distance = begin = 0
-    for i in range(len(texts) - 2):
+    for i in range(len(texts) - 2):  # the last round has no 4-gram, and ends the last run
         gram = tuple(texts[i : i + 4])
         apart = i - last.get(gram, i) if len(gram) == 4 else 0
         if apart != distance:
-            length = i - begin + 3
-            span = found[begin].start, found[i + 2].end
-            if distance and _is_loop(
-                text[found[begin - distance].start : span[1]], length, distance
-            ):
-                loops.append(span)
-            elif distance and length >= _LONG_PASSAGE[0] and span[1] - span[0] >= _LONG_PASSAGE[1]:
-                passages.append(span)
+            if distance:
+                yield begin, i - begin + 3, distance
             distance, begin = apart, i
         last[gram] = i
-    return loops, passages
-
-
-def _is_loop(text: str, length: int, distance: int) -> bool:
-    """Return whether a text, whose last `length` words occurred `distance` words before, loops."""
-    if length + distance < 8:
-        return False
-    in_one_sentence = length >= distance and not re.search(r"[.:;!?\n]", text)
-    return length >= 2 * distance or in_one_sentence
 
 
 def _restates_result(text: str, span: Span) -> bool:
@@ -182,28 +213,37 @@ def _restates_result(text: str, span: Span) -> bool:
     return before.endswith((":", '"', "“", "'")) or text[span[0]] in "\"“'"
 
 
-def _repeats_most(text: str, units: Iterable[_Unit]) -> bool:
+def _repeats_much(text: str, units: Iterable[_Unit]) -> bool:
     """Return whether many 4-grams of a text's sentences are repeated.
 
-    The words that a line begins or ends with like one of the three before it are left out where its
-    others are new, because the items of a list may have the same frame, and so are the lines of a
-    plan that recur.
+    The words that a short line begins or ends with like one of the three before it are left out
+    where its others are new, because the items of a list may have the same frame, and so are the
+    lines of a plan that recur.
     """
     kept: list[str] = []
     seen: set[str] = set()
-    keys: list[Sequence[str]] = []
+    keys: list[tuple[str, ...]] = []
+    known: set[tuple[str, ...]] = set()
     for (start, end), key in units:
-        if key in keys and _FIELD.match(text, start, end):
+        if key in known and _FIELD.match(text, start, end):
             continue
-        begins_line = not text[max(0, start - 3) : start].rstrip(" ").endswith((".", "!", "?"))
-        own = min((_outside_frame(key, k) for k in keys[-3:]), key=len, default=key)
-        kept += own if begins_line and not seen.issuperset(own) else key
+        own: Sequence[str] = key
+        if len(key) <= _LONGEST_ITEM and _is_line(text, start, end):
+            own = min((_outside_frame(key, k) for k in keys[-3:]), key=len, default=key)
+        kept += key if seen.issuperset(own) else own
         seen.update(key)
         keys.append(key)
+        known.add(key)
     # In scripts without spaces each character is a word, so that 4-grams are short.
     characters = sum(map(is_character, kept))
-    limit = 2 * _MOSTLY if 2 * characters > len(kept) else _MOSTLY
+    limit = 2 * _MUCH if 2 * characters > len(kept) else _MUCH
     return len(kept) >= _ENOUGH and _seq_rep_4(kept) >= limit
+
+
+def _is_line(text: str, start: int, end: int) -> bool:
+    """Return whether nothing else stands in the line of a sentence."""
+    before, after = text[max(0, start - 3) : start].rstrip(" "), text[end : end + 3].lstrip(" ")
+    return before[-1:] in ("", "\n") and after[:1] in ("", "\n", "\r")
 
 
 def _outside_frame(key: Sequence[str], before: Sequence[str]) -> Sequence[str]:

@@ -15,6 +15,7 @@ from chattune.evaluate.failures.text import (
     lines,
     merged,
     phrases,
+    requests,
     sentences,
     without_code,
     word_texts,
@@ -64,19 +65,19 @@ _INTRODUCES_EXAMPLE = re.compile(
     re.IGNORECASE,
 )
 
-_ASKS_FOR_TURNS = phrases(r"""
-    dialog(?:ue)?s? conversations? interview(?:s|er|ee|ing)? screenplays? transcripts? skits?
-    sketch(?:es)? debates? role-?_?play\w* faqs? frequently_asked q_?&_?a q_and_a questions
-    question_and_answer quiz\w* trivia riddles? jokes? puns? funny knock flash_?cards? exams?
-    chat_?logs? monologues? scenes? diálogo conversación exchanges? text_messages? phone_calls?
-    (?:chat|talk|argument)_(?:between|with) customer_service
-    (?:movie|film|short|podcast|video|radio|stage|comedy)_scripts? script_for_(?:an?|the)
-    (?:a|an|one-act|short|stage|\w+_act)_play
+_ASKS_FOR_TURNS = requests(r"""
+    dialog(?:ue)?s? conversations? interviews? screenplays? transcripts? skits? sketch(?:es)?
+    debates? role-?_?play\w* scenes? chat_?logs? monologues? plays? text_messages? phone_calls?
+    scripts? (?:exchange|chat|talk|argument)_(?:between|with) customer_service diálogo conversación
+""")
+_ASKS_FOR_QUESTIONS = phrases(r"""
+    questions quiz\w* trivia riddles? jokes? puns? funny knock flash_?cards? exams? interviews?
+    faqs? frequently_asked q_?&_?a q_and_a
     (?:ask|write|generate|create|make|pose|give|form|come_up_with)\b.{0,30}\bquestion
 """)
-_ASKS_FOR_TEXT = phrases(r"""
+_ASKS_FOR_TEXT = requests(r"""
     stor(?:y|ies) novels? tales? fables? poems? songs? lyrics verses? rap letters? e-?mails?
-    speech(?:es)? essays? articles? blog chapter summary summari[sz]e reviews?
+    speech(?:es)? essays? articles? blog chapter summary reviews?
 """)
 _OPENS_QUESTION = re.compile(
     r"(?:(?:and|so|ok(?:ay)?|but|also|now|hi|hello|thanks?|thank you)\b[,.!]* )*(?:what|how|why"
@@ -89,8 +90,12 @@ _TO_THE_USER = phrases(r"""
     (?:would|do|did|are|have|were|will)_you you(?:'d)?_(?:like|want|need|prefer)
     (?:can|may)_i_(?:help|assist|offer) anything_else your interests?_you you_think about_you
 """)
-_FROM_THE_USER = phrases(r"""
-    (?:can|could|will|would)_you_(?:please_)?(?:also_)?(?:give|tell|show|explain|help|write|make|describe|list|suggest|recommend|name|provide|create|find|do)
+_HELP = any_of("""
+    give tell show explain help write make describe list suggest recommend name provide create find
+    do
+""")
+_FROM_THE_USER = phrases(rf"""
+    (?:can|could|will|would)_you_(?:please_)?(?:also_)?{_HELP}
     do_you_know please (?:do|can|should|could|must|did|am|would)_i my tell_me
 """)
 _REQUEST = re.compile(
@@ -125,12 +130,12 @@ def _turns(sample: Sample) -> list[Span]:
     spans = [*_special_tokens(text, asked), *_headings(text, asked)]
     if not _ASKS_FOR_TURNS.search(asked):
         found = lines(SPECIAL_TOKEN.sub(lambda m: "\n" * len(m.group()), text))
-        spans += _speakers(text, found)
-        spans += _bare_speakers(text, found)
-        spans += _questions_and_answers(text, found, sample.question)
+        spans += [*_speakers(text, found), *_bare_speakers(text, found)]
         spans += _instructions(text, found)
-        if not _ASKS_FOR_TEXT.search(asked):
-            spans += _unmarked(text, found, sample)
+        if not _ASKS_FOR_QUESTIONS.search(asked):
+            spans += _questions_and_answers(text, found, sample.question)
+            if not _ASKS_FOR_TEXT.search(asked):
+                spans += _unmarked(text, found, sample)
     return merged(spans)
 
 
@@ -264,7 +269,8 @@ def _is_users_question(line: str, question: str, said: set[str], asked: Sequence
         return True
     if _FROM_THE_USER.search(question) and not _TO_THE_USER.search(question):
         return True
-    if not _OPENS_QUESTION.match(question) or re.search(r"\byou(?:r|rs)?\b", line):
+    opens = _OPENS_QUESTION.match(question) or (len(own) < 5 and own[:1] == ["and"])
+    if not opens or re.search(r"\byou(?:r|rs)?\b", line):
         return False
     content = content_words(question)
     new = content - said

@@ -40,8 +40,9 @@ CODE_LINE = re.compile(
 )
 # Special tokens as tokenizers spell them, and ChatML's as models misspell them.
 SPECIAL_TOKEN = re.compile(
-    r"<[|｜][^\s|｜<>]{1,40}[|｜]>|<im_(?:start|end)\|?>|\|+im_(?:start|end)\|+>?|\[/?INST\]"
-    r"|<</?SYS>>|</s>|<(?:start|end)_of_turn>|<(?:eos|bos|pad|unk)>|\[(?:PAD|CLS|SEP|UNK|EOS|BOS)\]|<extra_id_\d+>"
+    r"<[|｜][^\s|｜<>]{1,40}[|｜]>|<im_(?:start|end)\|?>|\|{1,2}im_(?:start|end)\|{1,2}>?|\[/?INST\]"
+    r"|<</?SYS>>|</s>|<(?:start|end)_of_turn>|<(?:eos|bos|pad|unk)>|<extra_id_\d+>"
+    r"|\[(?:PAD|CLS|SEP|UNK|EOS|BOS)\]"
 )
 
 
@@ -56,6 +57,28 @@ def any_of(text: str) -> str:
 def phrases(text: str) -> re.Pattern[str]:
     """Compile a pattern that finds any of several phrases (see `any_of`) as whole words."""
     return re.compile(rf"\b{any_of(text)}\b", re.IGNORECASE)
+
+
+_MAKE = any_of(r"""
+    (?:re)?write compose create generate draft make give tell show prepare provide simulate imagine
+    invent produce design develop build ask act (?:role-?)?play continue complete finish convert
+    turn present come_up_with sing perform recite i_need i_want i_would_like i'd_like let's do
+    have_a tradu\w+ translate crea\w* escr[ií]b\w* inventa haz schreib\w* erstelle écri\w+ напиши
+    придумай
+""")
+
+
+def requests(things: str) -> re.Pattern[str]:
+    """Compile a pattern that finds a request to make one of several things (see `any_of`).
+
+    It is a verb such as "write" with one of them in its sentence, or a prompt that begins with one.
+    """
+    asking = any_of("what which who whose how is are was do does did why when where can could")
+    return re.compile(
+        rf"(?:\b{_MAKE}\b[^.?!\n]{{0,80}}?\b"
+        rf"|^\W*(?:(?:an?|the|some|short)\b ?)*(?:(?!{asking}\b)[\w-]+ )?){any_of(things)}\b",
+        re.IGNORECASE,
+    )
 
 
 class Word(NamedTuple):
