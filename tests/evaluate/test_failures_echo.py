@@ -61,6 +61,7 @@ ECHOES = {
         "I have been learning the violin for three years now.",
         "I have been learning the violin for three years now.",
     ),
+    "short statement": ("My printer does not work.", "My printer does not work."),
     "request for a translation": (
         "Translate this sentence into German: The weather is fine.",
         "Translate this sentence into German: The weather is fine.",

@@ -60,6 +60,18 @@ REPEATING = {
         "Are you sure?",
         "I am not quite sure.\nB: I am not quite sure.\nC: I am not quite sure.",
     ),
+    "three words three times": (
+        "Give me facts about bees.",
+        "1. Bees make honey.\n2. Bees have wings.\n3. Bees make honey.\n4. Bees make honey.",
+    ),
+    "how many times": (
+        "How many times a week should I run?",
+        "You should run three times a week. You should run three times a week.",
+    ),
+    "song that is only mentioned": (
+        "Who sang the song?",
+        "A choir of children sang it in 1982. A choir of children sang it in 1982.",
+    ),
     "after a marker": (
         "How are you?",
         "I am happy to talk.\n### Bot: I am happy to talk.\n### Bot: I am happy to talk.",
@@ -83,6 +95,8 @@ REPEATING = {
         "It is a kind of tool that helps people to build programs. So a framework is a tool that "
         "helps people to build a program.",
     ),
+    "letters in a word": ("Where is it?", "It is in the Wind" + "ed" * 9 + " mountains."),
+    "word four times": ("What is a river?", "It is the flow flow flow flow of cold water."),
     "letters": ("Laugh!", "ha" * 40),
     "signs": ("Celebrate!", "Hooray " + "🎉" * 30),
     "code points without spaces": ("讲一个故事", "从前有一个国王。" * 6),
@@ -105,6 +119,11 @@ CHORUS = (
 )
 NOT_REPEATING = {
     "sentence": ("What is a lighthouse?", "A lighthouse is a tower that warns ships of rocks."),
+    "frame of a short text": (
+        "What is the meaning of life?",
+        "Some people believe that the meaning of life is to be happy. Others believe that the "
+        "meaning of life is to help others.",
+    ),
     "same beginnings": (
         "How can I save resources?",
         "- Use less water\n- Use less paper\n- Use less plastic\n- Use less electricity",
@@ -159,6 +178,8 @@ NOT_REPEATING = {
     "dialogue": ("Write a short scene.", '"Yes," he said.\n"No," she said.\n"Yes," he said.'),
     "line of signs": ("Draw a line.", "=" * 80 + "\n" + "-" * 80 + "\nThat is a line."),
     "multiplication table": ("Multiply by 3.", "1 x 3 = 3\n2 x 3 = 6\n3 x 3 = 9\n4 x 3 = 12"),
+    "laughter": ("Laugh!", "Hahahahahahahahaha! La la la la la. Noooooooooo!"),
+    "decimals": ("What is 1/7?", "1/7 is 0.142857142857142857142857142857142857."),
     "digits": ("What is 1/3?", "1/3 is 0.3333333333333333."),
     "empty": ("Hello?", ""),
 }

@@ -92,6 +92,12 @@ WITH_OTHER_TURNS = {
         "What is photosynthesis?",
         "Plants make sugar from light.\nWrite a short poem about the sea.\nThe sea is blue.",
     ),
+    "next task": ("Name a fruit.", "Apple.\n\nName a vegetable.\n\nCarrot."),
+    "short follow-up": ("What do cows eat?", "Cows eat grass.\nAnd pigs?\nAlmost anything."),
+    "interview that is only mentioned": (
+        "I have a job interview on Friday. What can I do?",
+        "Prepare answers to common questions.\nUser: What should I wear?\nAssistant: A suit.",
+    ),
     "request in the first person": (
         "What is a noun?",
         "A noun is the name of a thing.\nGive me a list of green vegetables.\nPeas and spinach.",

@@ -10,6 +10,7 @@ from chattune.evaluate.failures.text import (
     Span,
     Word,
     any_of,
+    content_words,
     merged,
     phrases,
     sentences,
@@ -122,7 +123,7 @@ def _given_back_at_start(
             given_back = stops or _texts(answer[:length]) == _texts(asked)
         else:
             # A statement that the answer goes on with is a sentence to complete, or a title.
-            whole = len(answer) == length and len(asked) >= _SENTENCE
+            whole = len(answer) == length and len(content_words(question)) > 1
             given_back = stops and (whole or len(asked) >= _STATEMENT)
         if given_back:
             return answer[0].start, end

@@ -31,6 +31,7 @@ _DANGLING = re.compile(
 _ABBREVIATED = re.compile(r"\b(?:e\.g|i\.e|mr|mrs|ms|dr|prof|vs|approx|fig)\.$", re.IGNORECASE)
 _OPEN_NUMBER = re.compile(r"\([^)]*\d\.$")  # "(1." before its decimals
 _BARE_MARKER = re.compile(r"[-*+•●]|#{1,6}|\(?(?:\d{1,3}|[a-zA-Z])[.)]")
+_HEADING = re.compile(r"#{1,6} (?!.*:\**\s+\S).*")  # and not "### Note: Rinse the rice."
 _VALEDICTION = re.compile(r"[A-Z][\w']*(?: [\w']+){0,3},")
 _SEPARATOR = re.compile(r"[-*_=~]{3,}$")
 _ADDRESS = re.compile(r"(?:https?://|www\.)\S|[^@]+@.+\.\w+$|#\w+$|.+\.(?:com|org|net)\b")
@@ -38,7 +39,7 @@ _EXPLAINED = re.compile(r"\w\W{0,3}:\W{0,3}\s")  # an item such as "**Sleep**: e
 _LAST_WORD = re.compile(r"(?<![\w'])[a-z']+$")
 # A clause that ends with its verb, such as "what it is" or "as fast as I can".
 _INVERTED = re.compile(
-    r"\b(?:what|who|where|how|which|that|than|as|whatever|when)(?: [\w']+){1,4}$", re.IGNORECASE
+    r"\b(?:what|who|where|how|which|than|as|whatever)(?: [\w']+){1,4}$", re.IGNORECASE
 )
 _UNPUNCTUATED_SCRIPT = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u0f00-\u0fff]$")
 _EMOTICON = re.compile(r"(?<!\w)[:;=8xX]['^-]?[()\[\]|/\\<>*]|<3|\^_?\^|-_+-")
@@ -112,7 +113,7 @@ def _breaks_off(reply: str, cut: bool) -> bool:
     *before, last = found
     if last.startswith(("```", "~~~")):
         return False
-    if before and (_BARE_MARKER.fullmatch(last) or re.match(r"#{1,6} ", last)):
+    if before and (_BARE_MARKER.fullmatch(last) or _HEADING.fullmatch(last)):
         return True
     if last.startswith("|"):
         return not last.endswith("|")

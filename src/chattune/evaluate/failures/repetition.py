@@ -1,9 +1,9 @@
 """Replies that repeat themselves, and how much of a text is repetition."""
 
+import itertools
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise
 
 from chattune.evaluate.failures.text import (
     Found,
@@ -19,23 +19,26 @@ from chattune.evaluate.failures.text import (
     word_texts,
     words,
 )
+from chattune.evaluate.failures.word_lists import GENERIC
 from chattune.evaluate.sample import Sample
 
 # Of 7,500 replies by people, GPT-3.5 and GPT-4, one in 100 has a higher seq_rep_4, songs aside.
 _MUCH = 0.2
 _MUCH_OF_VERSE = 0.6
-_ENOUGH = 20  # words below which a share of repeated 4-grams says nothing
+_ENOUGH = 40  # words below which a share of repeated 4-grams says nothing
 _LONG_PASSAGE = 20, 80  # words and characters
 _LOOP = 8  # words of a loop, the first time included
 _LOOP_IN_CODE, _COPIES_OF_CODE = 40, 8  # words, and times, of a loop in code
-_LONG_SENTENCE, _SENTENCE = 6, 4  # words
+_LONG_SENTENCE, _SENTENCE, _SHORT_SENTENCE = 6, 5, 3  # words
 _LONGEST_ITEM, _LONGEST_FRAME = 12, 8  # words of list items, and those that they have in common
 _ASKS_FOR_VERSE = requests(r"""
     songs? lyrics? poems? poetry rap chorus hymns? haikus? sonnets? ballads? verses? odes?
     limericks? rhymes? chants? carols? lullab\w+ anthems? refrains? psalms? prayers? mantras?
     canci[oó]n\w* letra chansons? po[eèé]m\w* gedichte? lied(?:er)? canzon\w+ песн\w* стих\w*
 """)
-_IS_VERSE = re.compile(r"^\W*(?:pre-?)?(?:chorus|refrain|verse|coro|estribillo)\b", re.I | re.M)
+_IS_VERSE = re.compile(
+    r"^[ \t\[(*#]{0,8}(?:pre-?)?(?:chorus|refrain|verse|coro|estribillo)\b", re.I | re.M
+)
 _SEVERAL = any_of(r"\d+ two three four five six seven eight nine ten twenty fifty hundred thousand")
 _ASKS_FOR_REPETITION = phrases(rf"""
     repeat_(?:after|the|this|that|it|what|your|my) repeat: over_and_over again_and_again
@@ -48,9 +51,14 @@ _LABEL = re.compile(
     re.IGNORECASE,
 )
 _FIELD = re.compile(r"[\s*•–-]*[A-Z][\w /-]{0,30}:\s")  # a line such as "Breakfast: porridge"
-# A unit of up to eight letters or four signs over and over, without the signs that draw lines.
-_CHARACTERS = re.compile(r"([^\W_]{1,8}?)\1{15,}|([^\s\w=_.*#~|-]{1,4}?)\2{24,}")
-_FEWEST_LETTERS = 40
+# A unit of two to eight letters, or of one to four signs, over and over; without the signs that
+# draw lines. Digits, single letters and laughter are repeated for longer in good replies.
+_CHARACTERS = re.compile(
+    r"([^\W_]{2,8}?)\1{6,}|([^\W_])\2{39,}|([^\s\w=_.*#~|-]{1,4}?)\3{24,}", re.IGNORECASE
+)
+_LAUGHTER = frozenset(("ah", "eh", "ha", "he", "hi", "ho", "ja", "je", "la", "lo", "na", "xa"))
+_LONG_LAUGHTER = 40  # letters
+_COPIES_OF_WORD = 4
 
 _SENTENCE_END = re.compile(r"[.:;!?\n]")
 
@@ -71,9 +79,9 @@ def repetition(samples: Sequence[Sample]) -> Found:
     """Find replies that say the same thing again and again.
 
     One of these is in the reply: a sentence, line or list item of six words or more for the second
-    time, of five words for the second time soon after, or of four for the third time; a phrase or a
-    series of letters that occurs three times or more without a break; a passage of 20 words that
-    occurred before; or so many repeated words that a fifth of the 4-grams occurred before (see
+    time, of five words for the second time soon after, or of three for the third time; a phrase
+    three times without a break, a word four times, or letters seven times; a passage of 20 words
+    that occurred before; or so many repeated words that a fifth of the 4-grams occurred before (see
     `seq_rep_4`). In a song or poem that was asked for, only unbroken repetition counts, and 4-grams
     from six tenths on.
 
@@ -92,7 +100,7 @@ def _repeated(sample: Sample) -> list[Span]:
     text = prose(sample.reply)
     found = words(text)
     runs = list(_runs(found))
-    spans = [*_repeated_characters(text), *_loops(text, found, runs)]
+    spans = [*_repeated_characters(text), *_repeated_words(found), *_loops(text, found, runs)]
     if text != sample.reply:
         spans += _loops_in_code(words(sample.reply))
     if _ASKS_FOR_VERSE.search(asked) or _IS_VERSE.search(text):
@@ -114,8 +122,19 @@ def _repeated(sample: Sample) -> list[Span]:
 
 def _repeated_characters(text: str) -> Iterator[Span]:
     for m in _CHARACTERS.finditer(text):
-        if m.group(2) or len(m.group()) >= _FEWEST_LETTERS:
+        unit = (m.group(1) or "").lower()
+        usual = unit in _LAUGHTER or unit.isdigit() or len(set(unit)) == 1
+        if not usual or len(m.group()) >= _LONG_LAUGHTER:
             yield m.span()
+
+
+def _repeated_words(found: Sequence[Word]) -> Iterator[Span]:
+    """Yield the copies of words that say something and occur four times in a row."""
+    for text, group in itertools.groupby(found, key=lambda w: w.text):
+        copies = list(group)
+        usual = len(text) < 3 or text in GENERIC or not text.isalpha()
+        if len(copies) >= _COPIES_OF_WORD and not usual:
+            yield copies[1].start, copies[-1].end
 
 
 def _units(text: str) -> list[_Unit]:
@@ -136,7 +155,7 @@ def _repeated_units(text: str, units: Sequence[_Unit], prompt: str) -> list[Span
         places[key].append(i)
     repeated = []
     for key, at in places.items():
-        apart = min((b - a for a, b in pairwise(at)), default=0)
+        apart = min((b - a for a, b in itertools.pairwise(at)), default=0)
         if apart > 2 and _FIELD.match(text, *units[at[0]][0]):
             continue
         if _too_often(key, at) and (len(at) > 3 or not _quotes(prompt, key)):
@@ -156,8 +175,10 @@ def _too_often(key: Sequence[str], at: Sequence[int]) -> bool:
         return False
     if count >= _LONG_SENTENCE:
         return True
-    if count >= _SENTENCE:
-        return len(at) > 2 or (count > _SENTENCE and at[1] - at[0] < 3)
+    if count >= _SENTENCE and at[1] - at[0] < 3:
+        return True
+    if count >= _SHORT_SENTENCE:
+        return len(at) > 2
     return any(fourth - first == 3 for first, fourth in zip(at, at[3:], strict=False))
 
 

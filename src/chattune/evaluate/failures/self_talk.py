@@ -104,6 +104,7 @@ _REQUEST = re.compile(
     r"|article|function|program|script|haiku|summary|speech|review|dialogue)\b)",
     re.IGNORECASE,
 )
+_TASKS = frozenset(("name", "list", "give", "tell", "define", "explain", "describe", "translate"))
 _INTRODUCTION = 300  # characters before an example that may introduce it
 _LONGEST_TURN = 40  # words of a line that may be a user's turn
 
@@ -254,8 +255,16 @@ def _unmarked(text: str, found: Sequence[Span], sample: Sample) -> Iterator[Span
         if last.endswith("?"):
             if _is_users_question(line, last, said, asked):
                 yield start, end
-        elif last[-1] in ".!" and _REQUEST.match(line) and not LIST_MARKER.match(answer):
+        elif last[-1] not in ".!" or LIST_MARKER.match(answer):
+            continue
+        elif _REQUEST.match(line) or _is_next_task(line, said, asked):
             yield start, end
+
+
+def _is_next_task(line: str, said: set[str], asked: Sequence[str]) -> bool:
+    """Return whether a line asks for something new in the words in which the prompt asks."""
+    alike = word_texts(line)[:2] == asked[:2]
+    return alike and asked[0] in _TASKS and not content_words(line) <= said
 
 
 def _is_users_question(line: str, question: str, said: set[str], asked: Sequence[str]) -> bool:

@@ -63,7 +63,7 @@ _MAKE = any_of(r"""
     (?:re)?write compose create generate draft make give tell show prepare provide simulate imagine
     invent produce design develop build ask act (?:role-?)?play continue complete finish convert
     turn present come_up_with sing perform recite i_need i_want i_would_like i'd_like let's do
-    have_a tradu\w+ translate crea\w* escr[ií]b\w* inventa haz schreib\w* erstelle écri\w+ напиши
+    tradu\w+ translate crea\w* escr[ií]b\w* inventa haz schreib\w* erstelle écri\w+ напиши
     придумай
 """)
 
