@@ -115,9 +115,12 @@ def transformers(base: str, dtype: str, repeats: int) -> dict[str, Any]:
     import torch
     from transformers import AutoModelForCausalLM
 
+    from chattune.base import find_base
+
+    folder = find_base(base).folder
     started = time.perf_counter()
     kind = torch.float32 if dtype == "fp32" else torch.bfloat16
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=kind).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=kind).eval()
     loading = time.perf_counter() - started
     rates, first = [], []
     for i in range(repeats + 1):

@@ -118,6 +118,7 @@ def trl(base: str, data: str, steps: int, mode: str, limit: float) -> dict[str, 
     from transformers import AutoModelForCausalLM, TrainerCallback, set_seed
     from trl import SFTConfig, SFTTrainer
 
+    from chattune.base import find_base
     from chattune.data import prepare
     from chattune.device import find_device, synchronize
 
@@ -141,7 +142,7 @@ def trl(base: str, data: str, steps: int, mode: str, limit: float) -> dict[str, 
     lora = LoraConfig(
         r=RANK, lora_alpha=32, lora_dropout=0.05, target_modules=TARGETS, task_type="CAUSAL_LM"
     )
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(find_base(base).folder, dtype=torch.float32)
     trainer = SFTTrainer(
         model=model, args=config, train_dataset=prepared.train, processing_class=tokenizer,
         peft_config=lora,

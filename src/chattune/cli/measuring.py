@@ -110,7 +110,9 @@ def evaluate(
         from chattune.evaluate import evaluate_replies
 
         if prompts or settings or seeds != 1:
-            raise UserError("--replies: are judged as they are; leave --prompts, --set and --seeds out")
+            raise UserError(
+                "--replies: are judged as they are; leave --prompts, --set and --seeds out"
+            )
         evaluation = evaluate_replies(replies, output=output)
     else:
         evaluation = _evaluate(
