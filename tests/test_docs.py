@@ -6,12 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 
+from chattune.cli import app
 from chattune.recipe import fields, shipped
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
-VERBS = ("prepare", "tune", "chat", "serve", "export", "doctor", "quickstart")
+VERBS = list(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 
 
 def recipe_table() -> str:
