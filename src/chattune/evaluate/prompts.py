@@ -33,31 +33,40 @@ class Prompt:
     forbidden: tuple[str, ...] = ()
 
 
-_Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
 class _Message(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     role: Role
-    content: _Text
+    content: Text
 
 
-class _Row(BaseModel):
+class Asked(BaseModel):
+    """The fields that lines of a file of prompts and of a file of replies have in common."""
+
+    id: str | int | None = None
+    kind: str = ""
+    messages: list[_Message] = []
+    prompt: Text | None = None
+    reference: Text | None = None
+    required: list[Text | list[Text]] = []
+    forbidden: list[Text] = []
+
+    def groups(self) -> tuple[tuple[str, ...], ...]:
+        """Return the required texts, of each group of which a right reply has one."""
+        return tuple((g,) if isinstance(g, str) else tuple(g) for g in self.required)
+
+
+class _Row(Asked):
     """A line of a file of prompts; see load_prompts()."""
 
     model_config = ConfigDict(extra="forbid")
 
-    id: str | int | None = None
-    kind: str = ""
     category: str = ""  # another name of `kind`
-    system: _Text | None = None
-    messages: list[_Message] = []
-    turns: list[_Text] = []
-    prompt: _Text | None = None
-    reference: _Text | None = None
-    required: list[_Text | list[_Text]] = []
-    forbidden: list[_Text] = []
+    system: Text | None = None
+    turns: list[Text] = []
 
 
 def shipped_sets() -> list[str]:
@@ -179,14 +188,13 @@ def _from_row(row: "_Row", name: str) -> Prompt:
         messages.insert(0, Message("system", row.system))
     if not alternates((*(m.role for m in messages), "user")):
         raise ValueError("messages: user and assistant do not take turns; mend the order")
-    required = tuple((group,) if isinstance(group, str) else tuple(group) for group in row.required)
     return Prompt(
         name=name,
         kind=row.kind or row.category,
         turns=tuple(turns),
         messages=tuple(messages),
         reference=reference,
-        required=required,
+        required=row.groups(),
         forbidden=tuple(row.forbidden),
     )
 

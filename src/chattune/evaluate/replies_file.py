@@ -4,41 +4,28 @@ import json
 import logging
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+from pydantic import ConfigDict, ValidationError
 
-from chattune.conversation import Message, Role, alternates
+from chattune.conversation import Message, alternates
 from chattune.errors import DataError
+from chattune.evaluate.prompts import Asked
 from chattune.evaluate.sample import Sample
-
-_Text = Annotated[str, StringConstraints(min_length=1)]
 
 log = logging.getLogger(__name__)
 
 
-class _Message(BaseModel):
-    role: Role
-    content: _Text
-
-
-class _Row(BaseModel):
+class _Row(Asked):
     """A line of a file of replies; see read_replies()."""
 
     model_config = ConfigDict(extra="ignore")
 
-    id: str | int | None = None
-    kind: str = ""
     seed: int = 0
-    prompt: _Text | None = None
-    messages: list[_Message] = []
     reply: str
     stopped: bool | None = None
     finish: Literal["stop", "length"] | None = None
     tokens: int | None = None
-    reference: _Text | None = None
-    required: list[_Text | list[_Text]] = []
-    forbidden: list[_Text] = []
 
 
 def read_replies(path: Path) -> list[Sample]:
@@ -99,6 +86,6 @@ def _sample(row: _Row, path: Path, number: int) -> Sample:
         tokens=row.tokens,
         stopped=stopped,
         reference=row.reference,
-        required=tuple((g,) if isinstance(g, str) else tuple(g) for g in row.required),
+        required=row.groups(),
         forbidden=tuple(row.forbidden),
     )
