@@ -121,6 +121,11 @@ def test_a_clean_run_raises_nothing(clean: Case) -> None:
     assert found(clean) == set()
 
 
+def test_a_line_break_after_the_end_token_hides_nothing(clean: Case) -> None:
+    rows = [[*row, IGNORED_LABEL] for row in clean.rows]
+    assert found(replace(clean, rows=rows)) == set()
+
+
 def end_token_not_learnt(case: Case) -> Case:
     return replace(case, rows=[[*row[:-1], IGNORED_LABEL] for row in case.rows])
 

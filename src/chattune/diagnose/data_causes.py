@@ -1,6 +1,7 @@
 """Causes of failures that lie in the training data, or in how it was rendered."""
 
 from collections import Counter
+from collections.abc import Sequence
 
 from chattune.data.clean import opening_of
 from chattune.diagnose.case import Case, Finding, supervised
@@ -20,7 +21,7 @@ def end_token_not_learnt(case: Case) -> Finding | None:
 
     A model that is not trained on it cannot learn to stop.
     """
-    without = sum(row[-1] not in case.template.end_ids for row in case.rows)
+    without = sum(_last_supervised(row) not in case.template.end_ids for row in case.rows)
     if without <= _WITHOUT_END * len(case.rows):
         return None
     return Finding(
@@ -139,6 +140,11 @@ def few_prompts(case: Case) -> Finding | None:
         place="data.source",
         remedy="add conversations on other subjects, or mix in another data set (data.mix)",
     )
+
+
+def _last_supervised(row: Sequence[int]) -> int | None:
+    """Return the last label that the loss covers; templates may write a line break after it."""
+    return next((label for label in reversed(row) if supervised(label)), None)
 
 
 def _number(sample: Sample) -> str:
