@@ -161,12 +161,15 @@ def test_checks(tmp_path: Path, check: str, share: float, passed: bool) -> None:
 
 def test_a_check_may_ask_the_judge(tmp_path: Path, endpoint: Endpoint) -> None:
     endpoint.answer = lambda question: "Yes." if "Thank you" in question else "No."
-    checks = read_checks(checks_file(tmp_path, "- {judge: 'Is it polite?', at_least: 0.5}"))
+    path = checks_file(tmp_path, "- {judge: 'Is it polite?', at_least: 0.5}")
+    checks = read_checks(path, Judge(endpoint.url, "m"))
     samples = judged("Thank you!", "Go away.")
     (outcome,) = apply_checks(checks, samples, Judge(endpoint.url, "m"))
     assert (outcome.share.value, outcome.passed) == (0.5, True)
     with pytest.raises(UserError, match="needs a judge"):
         apply_checks(checks, samples)
+    with pytest.raises(UserError, match="needs a judge"):
+        read_checks(path)
 
 
 @pytest.mark.parametrize(

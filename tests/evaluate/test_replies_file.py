@@ -79,3 +79,4 @@ def test_the_command_line_takes_them(cli: Callable[..., Outcome], tmp_path: Path
     assert cli("evaluate").code == 2
     assert cli("evaluate", "starter", "--replies", path).code == 2
     assert cli("evaluate", "--replies", path, "--prompts", "general").code == 2
+    assert cli("evaluate", "--replies", path, "--engine", "fast").code == 2

@@ -102,16 +102,17 @@ def evaluate(
     """
     from chattune.evaluate.checks import apply_checks, read_checks
 
-    wanted = [] if checks is None else read_checks(checks)
     asked = _judge(judge, judge_model, judge_budget)
+    wanted = [] if checks is None else read_checks(checks, asked)
     if (run_or_model is None) == (replies is None):
         raise UserError("evaluate: give a run or a model, or --replies with a file of replies")
     if replies is not None:
         from chattune.evaluate import evaluate_replies
 
-        if prompts or settings or seeds != 1:
+        if prompts or settings or base or (seeds, engine, quantize) != (1, "auto", "auto"):
             raise UserError(
-                "--replies: are judged as they are; leave --prompts, --set and --seeds out"
+                "--replies: are judged as they are, without a model; leave --prompts, --seeds, "
+                "--set, --base, --engine and --quantize out"
             )
         evaluation = evaluate_replies(replies, output=output)
     else:

@@ -1,4 +1,4 @@
-"""What a diagnosis looks at, and what it finds."""
+"""The case that a diagnosis looks at, and the findings that it makes."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence

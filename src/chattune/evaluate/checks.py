@@ -15,7 +15,7 @@ from chattune.evaluate.agreement import contains
 from chattune.evaluate.failures import FAILURES
 from chattune.evaluate.intervals import Figure, rate
 from chattune.evaluate.judge import Judge
-from chattune.evaluate.scores import Judged, groups
+from chattune.evaluate.scores import Judged
 from chattune.recipe import Section
 
 _JUDGED = """\
@@ -105,7 +105,7 @@ class Outcome:
 
     @property
     def passed(self) -> bool:
-        """Whether the share is within the limits."""
+        """True if the share is within the limits."""
         return self.lowest <= self.share.value <= self.highest
 
     def __str__(self) -> str:
@@ -117,10 +117,11 @@ class Outcome:
         return "\n  ".join([line, *([] if self.passed else self.examples)])
 
 
-def read_checks(path: Path) -> list[Check]:
+def read_checks(path: Path, judge: Judge | None = None) -> list[Check]:
     """Read the checks of a YAML file, which is a list of them.
 
-    Raises DataError that names the check and its field.
+    Raises DataError that names the check and its field, and UserError for one that needs a judge if
+    there is none.
     """
     try:
         tree = yaml.safe_load(path.read_text("utf-8-sig"))
@@ -139,6 +140,8 @@ def read_checks(path: Path) -> list[Check]:
             raise DataError(
                 f"checks {path}: check {number}{field and f', {field}'}: {message}"
             ) from error
+    for check in checks:
+        _property(check, judge)  # before the replies are generated, which takes long
     return checks
 
 
@@ -158,13 +161,18 @@ def apply_checks(
                 f"check {check.title!r}: no prompt is called {check.prompts!r}; the first one is "
                 f"{judged[0].sample.prompt!r}"
             )
-        holds = {id(j): _property(check, judge)(j) for j in chosen}
+        has_property = _property(check, judge)
+        holds = [has_property(j) for j in chosen]
+        by_prompt: dict[str, list[float]] = {}
+        for j, value in zip(chosen, holds, strict=True):
+            by_prompt.setdefault(j.sample.prompt, []).append(float(value))
         lowest, highest = check.limits
-        wrong = [j for j in chosen if holds[id(j)] is (check.limits == (0.0, 0.0))]
+        unwanted = check.limits == (0.0, 0.0)
+        wrong = [j for j, value in zip(chosen, holds, strict=True) if value is unwanted]
         outcomes.append(
             Outcome(
                 check.title,
-                rate(groups(chosen, lambda j, holds=holds: float(holds[id(j)]))),  # type: ignore[misc]
+                rate(list(by_prompt.values())),
                 lowest,
                 highest,
                 [f"{j.sample.prompt}: {j.sample.reply[:80]!r}" for j in wrong[:3]],

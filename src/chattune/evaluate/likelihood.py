@@ -1,4 +1,4 @@
-"""How likely a model finds replies, and whether a reply depends on its prompt."""
+"""The likelihood that a model gives to replies, and whether a reply depends on its prompt."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -73,7 +73,7 @@ class _Task:
 
 
 class _State:
-    """What has been done of a job."""
+    """The state of a job: the samples that it has, and those that it still needs."""
 
     def __init__(self, job: Job) -> None:
         self.job = job

@@ -29,7 +29,7 @@ class Judged:
 
     @property
     def right(self) -> bool | None:
-        """Whether the reply has the required words and no forbidden one; None without any."""
+        """True if the reply has the required words and no forbidden one; None without any."""
         return is_right(self.sample)
 
     def to_json(self) -> dict[str, Any]:

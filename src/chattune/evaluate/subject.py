@@ -1,4 +1,4 @@
-"""What is evaluated: a run or a model, its folder of results, and the data it was tuned on."""
+"""The subject of an evaluation: a run or a model, its folder of results, and its data."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What prompts call a language: its names in the language itself and in some others."""
+"""The names of languages in prompts: in the language itself and in some others."""
 
 # Regular expressions for whole words, in upper or lower case, by ISO 639-1 code.
 LANGUAGE_NAMES = {
